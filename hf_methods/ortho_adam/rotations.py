@@ -1,0 +1,147 @@
+# SPDX-FileCopyrightText: 2026 The hf_methods authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Random orthogonal matrices, one per axis of a parameter, drawn from a seed and applied to stacks of parameters.
+
+A rotation of an axis is dense (Haar distributed) or block Hadamard; both act on k parameters of one shape at once.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+MAX_HADAMARD_BLOCK = 4096
+MIN_HADAMARD_BLOCK = 16
+
+
+def axis_seed(seed: int, parameter_key: str, axis: int, size: int) -> int:
+    """A 63-bit seed of its own for each parameter and axis, the same in every process and Python version."""
+    digest = hashlib.sha256(f"{seed}|{parameter_key}|{axis}|{size}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") & (2**63 - 1)
+
+
+def haar_orthogonal(size: int, seed: int) -> Tensor:
+    """A (size, size) float32 orthogonal matrix, uniform over the orthogonal group.
+
+    QR in float64 of a Gaussian matrix; without the sign correction QR's own convention would bias the distribution.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    q, r = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator))
+    return (q * r.diagonal().sign()).float()
+
+
+def hadamard_matrix(size: int) -> Tensor:
+    """Sylvester's (size, size) Hadamard matrix divided by sqrt(size), float32; `size` is a power of two."""
+    matrix = torch.ones(1, 1)
+    while matrix.shape[0] < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix / math.sqrt(size)
+
+
+def hadamard_block(size: int) -> int:
+    """The largest power of two that divides `size`, at most 4096."""
+    return min(size & -size, MAX_HADAMARD_BLOCK)
+
+
+def hadamard_transform(x: Tensor, block: int) -> Tensor:
+    """Multiply each run of `block` entries of the last dimension by `hadamard_matrix(block)`.
+
+    H_ab is the Kronecker product of H_a and H_b: two small matrix products instead of one with block^2 entries.
+    """
+    left = 1 << (block.bit_length() // 2)
+    right = block // left
+    factors = [hadamard_matrix(n).to(x.device, x.dtype) for n in (left, right)]
+    return (factors[0] @ x.reshape(*x.shape[:-1], -1, left, right) @ factors[1]).view(x.shape)
+
+
+@dataclass
+class DenseRotation:
+    """x -> Q x along one axis."""
+
+    matrices: Tensor  # (k, n, n)
+    kind = "dense"
+
+    @classmethod
+    def stack(cls, rotations: list["DenseRotation"]) -> "DenseRotation":
+        return cls(torch.cat([rotation.matrices for rotation in rotations]))
+
+    def select(self, index: int) -> "DenseRotation":
+        return DenseRotation(self.matrices[index : index + 1])
+
+    def to(self, device: torch.device) -> "DenseRotation":
+        return DenseRotation(self.matrices.to(device))
+
+    def apply(self, x: Tensor, axis: int, transpose: bool = False) -> Tensor:
+        """Rotate `axis` of x (k, ...), or rotate it back."""
+        matrices = self.matrices.to(x.dtype)
+        matrices = matrices.mT if transpose else matrices
+        k, n = matrices.shape[:2]
+        if axis == x.ndim - 1:
+            return torch.bmm(x.reshape(k, -1, n), matrices.mT).view(x.shape)
+        moved = x.movedim(axis, 1)
+        return torch.bmm(matrices, moved.reshape(k, n, -1)).view(moved.shape).movedim(1, axis)
+
+
+@dataclass
+class HadamardRotation:
+    """x -> H diag(signs) P x along one axis, H block diagonal: O(n) memory, O(n sqrt(block)) work."""
+
+    permutation: Tensor  # (k, n)
+    inverse: Tensor  # (k, n)
+    signs: Tensor  # (k, n), +-1
+    block: int
+    kind = "hadamard"
+
+    @classmethod
+    def stack(cls, rotations: list["HadamardRotation"]) -> "HadamardRotation":
+        tensors = ([getattr(r, name) for r in rotations] for name in ("permutation", "inverse", "signs"))
+        return cls(*map(torch.cat, tensors), rotations[0].block)
+
+    def select(self, index: int) -> "HadamardRotation":
+        one = slice(index, index + 1)
+        return HadamardRotation(self.permutation[one], self.inverse[one], self.signs[one], self.block)
+
+    def to(self, device: torch.device) -> "HadamardRotation":
+        tensors = (t.to(device) for t in (self.permutation, self.inverse, self.signs))
+        return HadamardRotation(*tensors, self.block)
+
+    def apply(self, x: Tensor, axis: int, transpose: bool = False) -> Tensor:
+        """Rotate `axis` of x (k, ...), or rotate it back."""
+        x = x.movedim(axis, -1)
+        view = (x.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
+        signs = self.signs.to(x.dtype).view(view)
+        if transpose:
+            x = hadamard_transform(x, self.block) * signs
+            x = x.take_along_dim(self.inverse.view(view), -1)
+        else:
+            x = x.take_along_dim(self.permutation.view(view), -1) * signs
+            x = hadamard_transform(x, self.block)
+        return x.movedim(-1, axis)
+
+
+Rotation = DenseRotation | HadamardRotation
+
+
+def rotation_kind(rotation: str, size: int, max_dense_dim: int) -> str:
+    """What an axis of `size` gets: "dense", "hadamard" or "identity", for `rotation` of the optimizer."""
+    if size <= 1 or rotation == "none":
+        return "identity"
+    if rotation in ("kronecker", "full") or (rotation == "auto" and size <= max_dense_dim):
+        return "dense"
+    return "hadamard" if hadamard_block(size) >= MIN_HADAMARD_BLOCK else "identity"
+
+
+def draw_rotation(kind: str, size: int, seed: int) -> Rotation | None:
+    """The rotation of one axis of one parameter (k = 1) on the CPU; None for "identity"."""
+    if kind == "identity":
+        return None
+    if kind == "dense":
+        return DenseRotation(haar_orthogonal(size, seed)[None])
+    generator = torch.Generator().manual_seed(seed)
+    permutation = torch.randperm(size, generator=generator)
+    signs = torch.randint(0, 2, (size,), generator=generator).float() * 2 - 1
+    return HadamardRotation(permutation[None], permutation.argsort()[None], signs[None], hadamard_block(size))
