@@ -410,31 +410,43 @@ def _check_group(group: dict[str, Any]) -> None:
             raise ValueError(f"`rotation` must be one of {', '.join(ROTATIONS)}, got {kind!r}.")
 
 
-def ortho_adam_parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of named parameters: decayed (two and more axes) and not decayed (biases, norms).
+def ortho_adam_parameter_groups(
+    model: nn.Module, weight_decay: float, embedding_rotation: str | Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Groups of named parameters: decayed (two and more axes) and not decayed (biases, norms).
 
     Trainer's own filter goes by names and would decay a `SingleScaleRMSNorm`. Tied weights appear once, frozen ones
     not at all.
 
     Args:
         model: the very object that is given to Trainer.
-        weight_decay: weight decay of the first group.
+        weight_decay: weight decay of parameters with two and more axes.
+        embedding_rotation: `rotation` of the input embedding (vocabulary, features), in a group of its own;
+            ("none", "auto") leaves the vocabulary axis alone, so that rare tokens keep step sizes of their own.
     """
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    return [
-        {"params": [(name, p) for name, p in named if p.ndim >= 2], "weight_decay": weight_decay},
+    embedding = model.get_input_embeddings().weight if embedding_rotation is not None else None
+    embeddings = [(name, p) for name, p in named if p is embedding]
+    groups = [
+        {"params": [(name, p) for name, p in named if p.ndim >= 2 and p is not embedding], "weight_decay": weight_decay},
         {"params": [(name, p) for name, p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if embeddings:
+        groups.append({"params": embeddings, "weight_decay": weight_decay, "rotation": embedding_rotation})
+    return groups
 
 
-def ortho_adam_cls_and_kwargs(model: nn.Module, args, **kwargs) -> tuple[type[OrthoAdam], dict[str, Any]]:
+def ortho_adam_cls_and_kwargs(
+    model: nn.Module, args, embedding_rotation: str | Sequence[str] | None = None, **kwargs
+) -> tuple[type[OrthoAdam], dict[str, Any]]:
     """`Trainer(optimizer_cls_and_kwargs=...)` for OrthoAdam with the settings of `TrainingArguments`.
 
     Args:
         model: the very object that is given to Trainer.
         args (`TrainingArguments`): learning_rate, adam_beta1, adam_beta2, adam_epsilon and weight_decay are used.
+        embedding_rotation: see `ortho_adam_parameter_groups`.
         kwargs: further arguments of `OrthoAdam`.
     """
-    groups = ortho_adam_parameter_groups(model, args.weight_decay)
+    groups = ortho_adam_parameter_groups(model, args.weight_decay, embedding_rotation)
     settings = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     return OrthoAdam, {"params": groups, **settings, **kwargs}

@@ -6,6 +6,8 @@
 Written against transformers 5.24 (`GPT2LMHeadModel`, `LlamaForCausalLM`, `AttentionInterface`).
 """
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
@@ -79,13 +81,9 @@ class Softmax1Mixin:
         if isinstance(module, SingleScaleRMSNorm):
             init.ones_(module.weight)
 
-    def forward(self, *args, output_attentions: bool | None = None, **kwargs):
-        """As in the base class; `output_attentions` raises `ValueError` unless attention is eager."""
+    def _refuse_output_attentions(self, output_attentions: bool | None) -> None:
         if output_attentions and self.config._attn_implementation == FAST:
             raise ValueError("output_attentions needs attn_implementation='eager'; the fast path forms no weights.")
-        if output_attentions is not None:
-            kwargs["output_attentions"] = output_attentions
-        return super().forward(*args, **kwargs)
 
 
 class Softmax1GPT2LMHeadModel(Softmax1Mixin, GPT2LMHeadModel):
@@ -109,6 +107,11 @@ class Softmax1GPT2LMHeadModel(Softmax1Mixin, GPT2LMHeadModel):
                 block.mlp.c_proj = nn.Linear(inner_dim, config.hidden_size, bias=False)
         self.post_init()
 
+    @functools.wraps(GPT2LMHeadModel.forward)  # Trainer and generation read the signature
+    def forward(self, *args, **kwargs):
+        self._refuse_output_attentions(kwargs.get("output_attentions"))
+        return super().forward(*args, **kwargs)
+
 
 class Softmax1LlamaForCausalLM(Softmax1Mixin, LlamaForCausalLM):
     """`LlamaForCausalLM` whose attention uses softmax-1, with `norm_type` (see `Softmax1LlamaConfig`)."""
@@ -124,6 +127,11 @@ class Softmax1LlamaForCausalLM(Softmax1Mixin, LlamaForCausalLM):
                 layer.post_attention_layernorm = SingleScaleRMSNorm(config.hidden_size, config.rms_norm_eps)
             self.model.norm = SingleScaleRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_init()
+
+    @functools.wraps(LlamaForCausalLM.forward)  # Trainer and generation read the signature
+    def forward(self, *args, **kwargs):
+        self._refuse_output_attentions(kwargs.get("output_attentions"))
+        return super().forward(*args, **kwargs)
 
 
 def convert_to_softmax1(model: PreTrainedModel) -> PreTrainedModel:

