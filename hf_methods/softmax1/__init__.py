@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_methods.softmax1.attention_softmax1 import softmax1, softmax1_attention
 from hf_methods.softmax1.configuration_softmax1 import Softmax1GPT2Config, Softmax1LlamaConfig
+from hf_methods.softmax1.inspection_softmax1 import ModelReport, inspect_model, perplexity, token_kurtosis
 from hf_methods.softmax1.modeling_softmax1 import (
     SingleScaleRMSNorm,
     Softmax1GPT2LMHeadModel,
@@ -14,6 +15,12 @@ from hf_methods.softmax1.modeling_softmax1 import (
     convert_to_softmax1,
     load_softmax1,
     register_softmax1,
+)
+from hf_methods.softmax1.quantization_softmax1 import (
+    QUANT_SCHEMES,
+    RoundToNearestConfig,
+    quantization_report,
+    quantize_tensor,
 )
 
 
