@@ -1,4 +1,34 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Five published methods as Hugging Face citizens; importing this registers their Auto classes."""
+"""Published methods on the Hugging Face stack; importing this registers their Auto classes."""
+
+from hf_methods.ortho_adam import OrthoAdam, ortho_adam_parameter_groups
+from hf_methods.softmax1 import (
+    ModelReport,
+    RoundToNearestConfig,
+    Softmax1GPT2Config,
+    Softmax1GPT2LMHeadModel,
+    Softmax1LlamaConfig,
+    Softmax1LlamaForCausalLM,
+    convert_to_softmax1,
+    inspect_model,
+    load_softmax1,
+    softmax1,
+)
+
+
+__all__ = [
+    "ModelReport",
+    "OrthoAdam",
+    "RoundToNearestConfig",
+    "Softmax1GPT2Config",
+    "Softmax1GPT2LMHeadModel",
+    "Softmax1LlamaConfig",
+    "Softmax1LlamaForCausalLM",
+    "convert_to_softmax1",
+    "inspect_model",
+    "load_softmax1",
+    "ortho_adam_parameter_groups",
+    "softmax1",
+]

@@ -283,7 +283,8 @@ class OrthoAdam(Optimizer):
     def _rotate(self, param: Tensor, x: Tensor, transpose: bool) -> Tensor:
         group, key = self._find(param)
         rotations = [
-            rotation and rotation.to(x.device) for rotation in self._rotations.get(param) or self._draw(param, group, key)
+            rotation and rotation.to(x.device)
+            for rotation in self._rotations.get(param) or self._draw(param, group, key)
         ]
         shape = (1, *_rotated_shape(param, group["rotation"]))
         return apply_rotations(x.reshape(shape), rotations, transpose).reshape(x.shape)
@@ -428,7 +429,10 @@ def ortho_adam_parameter_groups(
     embedding = model.get_input_embeddings().weight if embedding_rotation is not None else None
     embeddings = [(name, p) for name, p in named if p is embedding]
     groups = [
-        {"params": [(name, p) for name, p in named if p.ndim >= 2 and p is not embedding], "weight_decay": weight_decay},
+        {
+            "params": [(name, p) for name, p in named if p.ndim >= 2 and p is not embedding],
+            "weight_decay": weight_decay,
+        },
         {"params": [(name, p) for name, p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
     if embeddings:

@@ -126,7 +126,7 @@ QUANT_SCHEMES = {
 }
 
 
-def block_linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+def block_linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
     """Names and modules of the `nn.Linear` and `Conv1D` layers inside the blocks."""
     layers = set(decoder_layers(model).modules())
     for name, module in model.named_modules():
@@ -284,12 +284,21 @@ class RoundToNearestLinear(nn.Module):
         config: the quantisation.
     """
 
+    weight: Tensor  # uint8 (out_features, ceil(in_features / per_byte))
+    scale: Tensor  # (1,), (out_features,) or (out_features, groups)
+    zero: Tensor  # uint8, as scale
+    bias: nn.Parameter | None
+
     def __init__(self, in_features: int, out_features: int, bias: bool, config: RoundToNearestConfig):
         super().__init__()
         self.in_features, self.out_features, self.config = in_features, out_features, config
         self.per_byte = {2: 4, 4: 2}.get(config.bits, 1)
-        groups = {"tensor": (1,), "channel": (out_features,)}.get(config.granularity)
-        groups = groups or (out_features, -(-in_features // config.group_size))
+        shapes = {
+            "tensor": (1,),
+            "channel": (out_features,),
+            "group": (out_features, -(-in_features // config.group_size)),
+        }
+        groups = shapes[config.granularity]
         self.register_buffer("weight", torch.zeros(out_features, -(-in_features // self.per_byte), dtype=torch.uint8))
         self.register_buffer("scale", torch.ones(groups))
         self.register_buffer("zero", torch.zeros(groups, dtype=torch.uint8))
@@ -297,11 +306,13 @@ class RoundToNearestLinear(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def from_linear(cls, linear: nn.Module, config: RoundToNearestConfig) -> "RoundToNearestLinear":
+    def from_linear(cls, linear: nn.Linear | Conv1D, config: RoundToNearestConfig) -> "RoundToNearestLinear":
         """Quantise an `nn.Linear` or `Conv1D`."""
         weight = linear.weight.T if isinstance(linear, Conv1D) else linear.weight  # (out, in)
         self = cls(weight.shape[1], weight.shape[0], linear.bias is not None, config).to(weight.device)
-        _, q, scale, zero = quantize_tensor(weight, config.bits, config.scheme, config.granularity, 0, config.group_size)
+        _, q, scale, zero = quantize_tensor(
+            weight, config.bits, config.scheme, config.granularity, 0, config.group_size
+        )
         self.scale.copy_(scale)
         # absmax levels are stored with an offset, so that both schemes unpack alike
         offset = 2 ** (config.bits - 1) - 1 if config.scheme == "absmax" else 0

@@ -22,7 +22,8 @@ class Softmax1TrainingArguments(TrainingArguments):
     optimizer: str = field(default="orthoadam", metadata={"help": "'orthoadam' or 'adamw'."})
     rotation: str = field(default="auto", metadata={"help": "Rotation of OrthoAdam, see its docstring."})
     embedding_rotation: list[str] | None = field(
-        default=None, metadata={"help": "Rotation of the embedding's two axes, such as `none auto`; default: rotation."}
+        default=None,
+        metadata={"help": "Rotation of the embedding's two axes, such as `none auto`; default: rotation."},
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.1, metadata={"help": "Decoupled weight decay of matrices."})

@@ -1,0 +1,32 @@
+# `make demo` and `make test` need Python >= 3.10 with pip, and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test slow style quality smoke
+demo: .venv/installed
+	$(BIN)/hf-methods demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not slow" -n 2
+
+slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+style: .venv/installed
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+quality: .venv/installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+smoke: .venv/installed
+	for config in training/*/smoke.yaml; do \
+	  $(BIN)/accelerate launch --cpu --num_processes 1 $$(dirname $$config)/train.py --config $$config \
+	    --output_dir $$(mktemp -d)/smoke || exit 1; \
+	done
+
+# The stamp is written last: an interrupted installation starts again.
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("hf_methods needs Python >= 3.10" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
