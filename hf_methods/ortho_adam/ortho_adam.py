@@ -12,15 +12,16 @@ rotation for each axis of the parameter (their Kronecker product), so that both 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_methods.ortho_adam.rotations import Rotation, axis_seed, draw_rotation, rotation_kind
+from hf_methods.ortho_adam.rotations import DenseRotation, Rotation, axis_seed, draw_rotation, rotation_kind
 
 
 logger = logging.get_logger(__name__)
@@ -46,7 +47,7 @@ def ortho_adam_update(
     torch._foreach_div_(denominators, [(1 - beta2**step) ** 0.5 for step in steps])
     torch._foreach_add_(denominators, eps)
     torch._foreach_mul_(denominators, [1 - beta1**step for step in steps])
-    return torch._foreach_div(exp_avgs, denominators)
+    return list(torch._foreach_div(exp_avgs, denominators))
 
 
 class OrthoAdam(Optimizer):
@@ -109,6 +110,14 @@ class OrthoAdam(Optimizer):
         super().__init__(params, defaults)
         self._report_identity_axes()
 
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_rotations", "_num_keys", "cache_rotations", "store_rotations")
+        return super().__getstate__() | {name: self.__dict__[name] for name in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._stacks = {}  # its keys are the identities of the original's parameters
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in `torch.optim.Optimizer`; also draws the group's rotations."""
         super().add_param_group(param_group)
@@ -124,16 +133,16 @@ class OrthoAdam(Optimizer):
         if isinstance(group["rotation"], Sequence) and not isinstance(group["rotation"], str):
             group["rotation"] = list(group["rotation"])  # as it comes back from a checkpoint
         names = group.get("param_names") or [str(self._num_keys + i) for i in range(len(group["params"]))]
-        self._num_keys += len(group["params"])
-        group["rotation_keys"] = list(names)
-        group["rotation_check"] = []
+        drawn = {}
         for key, param in zip(names, group["params"], strict=True):
             if param.is_complex():
                 raise RuntimeError(f"OrthoAdam does not support complex parameters, got {key} of {param.dtype}.")
-            rotations = self._draw(param, group, key)
-            group["rotation_check"].append(_fingerprint(rotations))
-            if self.cache_rotations:
-                self._rotations[param] = rotations
+            drawn[param] = self._draw(param, group, key)
+        self._num_keys += len(names)
+        group["rotation_keys"] = list(names)
+        group["rotation_check"] = [_fingerprint(rotations) for rotations in drawn.values()]
+        if self.cache_rotations:
+            self._rotations |= drawn
 
     def _draw(self, param: Tensor, group: dict[str, Any], key: str) -> list[Rotation | None]:
         shape = _rotated_shape(param, group["rotation"])
@@ -200,10 +209,10 @@ class OrthoAdam(Optimizer):
         dtype = _moment_dtype(params[0])
         rotations = self._stack(group, members)
         is_rotated = any(rotation is not None for rotation in rotations)
-        grads = [param.grad for param in params]
+        grads = [param.grad for param in params if param.grad is not None]
         if is_rotated:
             shape = (len(params), *_rotated_shape(params[0], group["rotation"]))
-            rotated = apply_rotations(torch.stack(grads).to(dtype).view(shape), rotations)
+            rotated = apply_rotations(torch.stack(grads).to(dtype).reshape(shape), rotations)
             grads = list(rotated.reshape(len(params), *params[0].shape).unbind())
         elif params[0].dtype != dtype:
             grads = [grad.to(dtype) for grad in grads]
@@ -218,7 +227,7 @@ class OrthoAdam(Optimizer):
             group["eps"],
         )
         if is_rotated:
-            unrotated = apply_rotations(torch.stack(updates).view(shape), rotations, transpose=True)
+            unrotated = apply_rotations(torch.stack(updates).reshape(shape), rotations, transpose=True)
             updates = list(unrotated.reshape(len(params), *params[0].shape).unbind())
         if params[0].dtype != dtype:
             updates = [update.to(params[0].dtype) for update in updates]
@@ -229,19 +238,21 @@ class OrthoAdam(Optimizer):
     def _step_sharded(self, group: dict[str, Any], key: str, param: DTensor) -> None:
         """FSDP2: rotate the gathered gradient, keep this rank's shard of the moments, gather the update."""
         state, mesh, placements = self.state[param], param.device_mesh, param.placements
-        dtype = _moment_dtype(param)
+        dtype, sharded_grad = _moment_dtype(param), param.grad
+        assert isinstance(sharded_grad, DTensor)
         rotations = self._stack(group, [(key, param)])
         local = lambda x: distribute_tensor(x, mesh, placements, src_data_rank=None).to_local()  # noqa: E731
         if group["shard_local"]:
-            sharded = {p.dim for p in placements if p.is_shard()}
+            sharded = {p.dim for p in placements if isinstance(p, Shard)}
             rotations = [None if axis in sharded else rotation for axis, rotation in enumerate(rotations)]
-            grad = apply_rotations(param.grad.to_local().to(dtype)[None], rotations)[0]
+            grad = apply_rotations(sharded_grad.to_local().to(dtype)[None], rotations)[0]
         else:
             shape = _rotated_shape(param, group["rotation"])
-            full = param.grad.full_tensor().to(dtype).view(1, *shape)
+            full = sharded_grad.full_tensor().to(dtype).view(1, *shape)
             grad = local(apply_rotations(full, rotations).reshape(param.shape))
-        moments = [[state[name].to_local()] for name in ("exp_avg", "exp_avg_sq")]
-        (update,) = ortho_adam_update([grad], *moments, [state["step"].item()], *group["betas"], group["eps"])
+        exp_avg, exp_avg_sq = state["exp_avg"].to_local(), state["exp_avg_sq"].to_local()
+        (beta1, beta2), steps = group["betas"], [state["step"].item()]
+        (update,) = ortho_adam_update([grad], [exp_avg], [exp_avg_sq], steps, beta1, beta2, group["eps"])
         if group["shard_local"]:
             update = apply_rotations(update[None], rotations, transpose=True)[0]
         else:
@@ -333,6 +344,7 @@ class OrthoAdam(Optimizer):
             if own.get("param_names") and saved.get("param_names") and own["param_names"] != saved["param_names"]:
                 differing = [pair for pair in zip(own["param_names"], saved["param_names"]) if pair[0] != pair[1]]
                 raise RuntimeError(f"the checkpoint's parameters differ from the optimizer's: {differing[:3]}")
+        self._check_shapes(state_dict)
         super().load_state_dict(state_dict)
         # torch casts every state tensor to the parameter's dtype: keep the moments of bf16 parameters in float32.
         params = chain.from_iterable(group["params"] for group in self.param_groups)
@@ -342,6 +354,14 @@ class OrthoAdam(Optimizer):
                     moment = state_dict["state"][index][name]
                     self.state[param][name] = moment.to(param.device, _moment_dtype(param)).clone()
         self._restore_rotations(state_dict.get("rotations"))
+
+    def _check_shapes(self, state_dict: dict[str, Any]) -> None:
+        saved_indices = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        own = chain.from_iterable(zip(group["rotation_keys"], group["params"]) for group in self.param_groups)
+        for index, (key, param) in zip(saved_indices, own):
+            saved = state_dict["state"].get(index, {}).get("exp_avg", param)
+            if saved.shape != param.shape:
+                raise RuntimeError(f"{key} is {tuple(param.shape)}, in the checkpoint {tuple(saved.shape)}.")
 
     def _restore_rotations(self, stored: dict[str, list] | None) -> None:
         self._rotations, self._stacks = {}, {}
@@ -395,7 +415,8 @@ def _fingerprint(rotations: list[Rotation | None]) -> list[float]:
     first = next((rotation for rotation in rotations if rotation is not None), None)
     if first is None:
         return []
-    return (first.matrices if first.kind == "dense" else first.permutation).flatten()[:4].tolist()
+    values = first.matrices if isinstance(first, DenseRotation) else first.permutation
+    return values.flatten()[:4].tolist()
 
 
 def _check_group(group: dict[str, Any]) -> None:
@@ -409,6 +430,8 @@ def _check_group(group: dict[str, Any]) -> None:
     for kind in [rotation] if isinstance(rotation, str) else rotation:
         if kind not in ROTATIONS:
             raise ValueError(f"`rotation` must be one of {', '.join(ROTATIONS)}, got {kind!r}.")
+    if rotation == "full" and group["shard_local"]:
+        raise ValueError("rotation='full' mixes all axes of a parameter: it can't be used with shard_local=True.")
 
 
 def ortho_adam_parameter_groups(
@@ -426,7 +449,9 @@ def ortho_adam_parameter_groups(
             ("none", "auto") leaves the vocabulary axis alone, so that rare tokens keep step sizes of their own.
     """
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    embedding = model.get_input_embeddings().weight if embedding_rotation is not None else None
+    embedding = None
+    if embedding_rotation is not None:
+        embedding = cast(PreTrainedModel, model).get_input_embeddings().weight
     embeddings = [(name, p) for name, p in named if p is embedding]
     groups = [
         {

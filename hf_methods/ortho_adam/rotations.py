@@ -54,8 +54,9 @@ def hadamard_transform(x: Tensor, block: int) -> Tensor:
     """
     left = 1 << (block.bit_length() // 2)
     right = block // left
+    blocks = x.shape[-1] // block
     factors = [hadamard_matrix(n).to(x.device, x.dtype) for n in (left, right)]
-    return (factors[0] @ x.reshape(*x.shape[:-1], -1, left, right) @ factors[1]).view(x.shape)
+    return (factors[0] @ x.reshape(*x.shape[:-1], blocks, left, right) @ factors[1]).view(x.shape)
 
 
 @dataclass
@@ -98,16 +99,16 @@ class HadamardRotation:
 
     @classmethod
     def stack(cls, rotations: list["HadamardRotation"]) -> "HadamardRotation":
-        tensors = ([getattr(r, name) for r in rotations] for name in ("permutation", "inverse", "signs"))
-        return cls(*map(torch.cat, tensors), rotations[0].block)
+        cat = lambda name: torch.cat([getattr(rotation, name) for rotation in rotations])  # noqa: E731
+        return cls(cat("permutation"), cat("inverse"), cat("signs"), rotations[0].block)
 
     def select(self, index: int) -> "HadamardRotation":
         one = slice(index, index + 1)
         return HadamardRotation(self.permutation[one], self.inverse[one], self.signs[one], self.block)
 
     def to(self, device: torch.device) -> "HadamardRotation":
-        tensors = (t.to(device) for t in (self.permutation, self.inverse, self.signs))
-        return HadamardRotation(*tensors, self.block)
+        permutation, inverse = self.permutation.to(device), self.inverse.to(device)
+        return HadamardRotation(permutation, inverse, self.signs.to(device), self.block)
 
     def apply(self, x: Tensor, axis: int, transpose: bool = False) -> Tensor:
         """Rotate `axis` of x (k, ...), or rotate it back."""

@@ -201,11 +201,11 @@ def _eager_eval(model: PreTrainedModel, device):
         model.set_attn_implementation(EAGER if implementation in (FAST, EAGER) else "eager")
         model.eval()
         if device is not None:
-            model.to(device)
+            model.to(device)  # type: ignore[arg-type]
         yield
     finally:
         model.set_attn_implementation(implementation)
-        model.to(own_device)
+        model.to(own_device)  # type: ignore[arg-type]
         for module, flag in training.items():
             module.training = flag
 
@@ -229,7 +229,7 @@ class _Sums:
     def __init__(self, num_layers: int):
         self.num_layers = num_layers
         self.layers: list[dict[str, Any]] = [{} for _ in range(num_layers)]
-        self.nll, self.num_predicted, self.n_degenerate = 0.0, 0, 0
+        self.nll, self.num_predicted = torch.tensor(0.0, dtype=torch.float64), torch.tensor(0)
         self.snapshot: list[Tensor] = []
 
     def add(self, ids: Tensor, valid: Tensor, logits: Tensor, attentions, hidden_states) -> None:
@@ -237,8 +237,8 @@ class _Sums:
         is_first = torch.arange(ids.shape[1], device=ids.device) == first[:, None]
         rest = valid & ~is_first
         predicted = valid[:, :-1] & valid[:, 1:]
-        self.nll += _nll(logits, ids)[predicted].sum()
-        self.num_predicted += predicted.sum()
+        self.nll = self.nll.to(ids.device) + _nll(logits, ids)[predicted].sum()
+        self.num_predicted = self.num_predicted.to(ids.device) + predicted.sum()
         for sums, weights, hidden in zip(self.layers, attentions, hidden_states, strict=True):
             for name, value in (*_attention_sums(weights, first, rest), *_activation_sums(hidden, is_first, rest)):
                 sums[name] = torch.maximum(sums[name], value) if name == "max" and name in sums else (

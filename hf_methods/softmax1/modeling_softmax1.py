@@ -64,6 +64,8 @@ class SingleScaleRMSNorm(nn.Module):
 class Softmax1Mixin:
     """Chooses the attention from `config.attention_softmax`, so that a checkpoint can't lose its softmax-1."""
 
+    config: Softmax1GPT2Config | Softmax1LlamaConfig
+
     def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **kwargs):
         if self.config.attention_softmax == "softmax":
             return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
@@ -94,17 +96,18 @@ class Softmax1GPT2LMHeadModel(Softmax1Mixin, GPT2LMHeadModel):
 
     def __init__(self, config: Softmax1GPT2Config):
         super().__init__(config)
-        transformer = self.transformer
+        transformer: nn.Module = self.transformer
         if config.norm_type == "rmsnorm_single":
-            for block in transformer.h:
+            for block in self.transformer.h:
                 block.ln_1 = SingleScaleRMSNorm(config.hidden_size, config.layer_norm_epsilon)
                 block.ln_2 = SingleScaleRMSNorm(config.hidden_size, config.layer_norm_epsilon)
             transformer.ln_f = SingleScaleRMSNorm(config.hidden_size, config.layer_norm_epsilon)
         if not config.mlp_bias:
             inner_dim = config.n_inner or 4 * config.hidden_size
-            for block in transformer.h:
-                block.mlp.c_fc = nn.Linear(config.hidden_size, inner_dim, bias=False)
-                block.mlp.c_proj = nn.Linear(inner_dim, config.hidden_size, bias=False)
+            for block in self.transformer.h:
+                mlp: nn.Module = block.mlp  # type: ignore[assignment]
+                mlp.c_fc = nn.Linear(config.hidden_size, inner_dim, bias=False)
+                mlp.c_proj = nn.Linear(inner_dim, config.hidden_size, bias=False)
         self.post_init()
 
     @functools.wraps(GPT2LMHeadModel.forward)  # Trainer and generation read the signature

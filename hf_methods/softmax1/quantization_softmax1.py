@@ -231,6 +231,7 @@ def _activation_maxima(model, linears, scheme, calib_blocks, batch_size) -> dict
 
 
 def _quantize_input(scheme: QuantScheme, maxima: Tensor | None):
+    assert scheme.act_bits is not None
     top = 2 ** (scheme.act_bits - 1) - 1
 
     def hook(module, args):
@@ -270,7 +271,7 @@ class RoundToNearestConfig(QuantizationConfigMixin):
         if unknown := set(kwargs) - {"quant_method"}:
             raise ValueError(f"RoundToNearestConfig has no options {sorted(unknown)}.")
         _check_options(bits, scheme, granularity, group_size)
-        self.quant_method = "round_to_nearest"
+        self.quant_method = "round_to_nearest"  # type: ignore[assignment]
         self.bits, self.scheme, self.granularity, self.group_size = bits, scheme, granularity, group_size
         self.modules_to_not_convert = modules_to_not_convert
 

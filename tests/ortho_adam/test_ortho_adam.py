@@ -553,3 +553,54 @@ def test_trainer_resumes_bit_for_bit(tmp_path):
     for name, p in whole.model.state_dict().items():
         assert torch.equal(p, resumed.model.state_dict()[name]), name
     assert any((p - halfway[name]).abs().max() > 1e-3 for name, p in whole.model.state_dict().items())
+
+
+def test_a_deep_copy_steps_like_the_original():
+    param = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    optimizer = OrthoAdam([param])
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    copied = copy.deepcopy(optimizer)
+    twin = copied.param_groups[0]["params"][0]
+    twin.grad = torch.ones_like(param)
+    optimizer.step()
+    copied.step()
+    torch.testing.assert_close(twin, param, rtol=0, atol=0)
+
+
+def test_full_rotation_works_for_channels_last_parameters():
+    params = [torch.randn(4, 3, 5, 2).contiguous(memory_format=torch.channels_last).requires_grad_() for _ in "ab"]
+    reference = [param.detach().contiguous().requires_grad_() for param in params]
+    optimizers = [OrthoAdam(params, rotation="full"), OrthoAdam(reference, rotation="full")]
+    for tensors, optimizer in zip((params, reference), optimizers):
+        for tensor in tensors:
+            tensor.grad = torch.arange(120.0).sin().view(4, 3, 5, 2)
+        optimizer.step()
+    for a, b in zip(params, reference):
+        torch.testing.assert_close(a, b)
+
+
+def test_an_empty_parameter_is_stepped_over():
+    param = torch.zeros(0, 16, requires_grad=True)
+    param.grad = torch.zeros(0, 16)
+    OrthoAdam([param], rotation="hadamard").step()
+    assert param.shape == (0, 16)
+
+
+def test_full_rotation_with_shard_local_raises():
+    with pytest.raises(ValueError, match="shard_local"):
+        OrthoAdam([torch.zeros(2, 2, requires_grad=True)], rotation="full", shard_local=True)
+
+
+def test_a_checkpoint_of_another_shape_raises_before_anything_changes():
+    def stepped(size):
+        param = torch.zeros(size, size, requires_grad=True)
+        optimizer = OrthoAdam([("w", param)], seed=size)
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+        return optimizer
+
+    optimizer = stepped(4)
+    with pytest.raises(RuntimeError, match=r"w is \(4, 4\), in the checkpoint \(8, 8\)"):
+        optimizer.load_state_dict(stepped(8).state_dict())
+    assert optimizer.param_groups[0]["seed"] == 4
