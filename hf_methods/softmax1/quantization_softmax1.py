@@ -286,8 +286,8 @@ class RoundToNearestLinear(nn.Module):
     """
 
     weight: Tensor  # uint8 (out_features, ceil(in_features / per_byte))
-    scale: Tensor  # (1,), (out_features,) or (out_features, groups)
-    zero: Tensor  # uint8, as scale
+    weight_scale: Tensor  # float32 (1,), (out_features,) or (out_features, groups)
+    weight_zero_point: Tensor  # uint8, as weight_scale
     bias: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool, config: RoundToNearestConfig):
@@ -301,8 +301,8 @@ class RoundToNearestLinear(nn.Module):
         }
         groups = shapes[config.granularity]
         self.register_buffer("weight", torch.zeros(out_features, -(-in_features // self.per_byte), dtype=torch.uint8))
-        self.register_buffer("scale", torch.ones(groups))
-        self.register_buffer("zero", torch.zeros(groups, dtype=torch.uint8))
+        self.register_buffer("weight_scale", torch.ones(groups))
+        self.register_buffer("weight_zero_point", torch.zeros(groups, dtype=torch.uint8))
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
 
     @classmethod
@@ -314,23 +314,25 @@ class RoundToNearestLinear(nn.Module):
         _, q, scale, zero = quantize_tensor(
             weight, config.bits, config.scheme, config.granularity, 0, config.group_size
         )
-        self.scale.copy_(scale)
+        self.weight_scale.copy_(scale)
         # absmax levels are stored with an offset, so that both schemes unpack alike
         offset = 2 ** (config.bits - 1) - 1 if config.scheme == "absmax" else 0
-        self.zero.copy_(zero + offset)
+        self.weight_zero_point.copy_(zero + offset)
         self.weight.copy_(pack(q + offset, self.per_byte))
         if linear.bias is not None:
             self.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
         return self
 
     def dequantize(self) -> Tensor:
-        """The (out_features, in_features) weight in the dtype of `scale`."""
+        """The (out_features, in_features) weight in the dtype of `weight_scale`."""
         q = unpack(self.weight, self.per_byte, self.in_features)
         if self.config.granularity == "group":
             spread = lambda x: x.repeat_interleave(self.config.group_size, 1)[:, : self.in_features]  # noqa: E731
         else:
             spread = lambda x: x.unsqueeze(-1)  # noqa: E731
-        return (q.to(self.scale.dtype) - spread(self.zero).to(self.scale.dtype)) * spread(self.scale)
+        return (q.to(self.weight_scale.dtype) - spread(self.weight_zero_point).to(self.weight_scale.dtype)) * spread(
+            self.weight_scale
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.dequantize().to(x.dtype), self.bias)
@@ -369,6 +371,8 @@ class RoundToNearestQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model, **kwargs):
         if self.pre_quantized:
+            # bf16 scales would be other scales than those that the weights were rounded with
+            model._keep_in_fp32_modules_strict.add("weight_scale")
             for name, module in self._linears(model):
                 sizes = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
                 new = RoundToNearestLinear(*sizes, module.bias is not None, self.quantization_config)
