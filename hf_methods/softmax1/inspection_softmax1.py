@@ -7,7 +7,6 @@ The quantities of arXiv 2410.17174: attention on the first token, kurtosis and l
 behind each block. They are computed for any causal model of transformers, with softmax or softmax-1.
 """
 
-import json
 import math
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_methods.checkpoints import atomic_write_text
+from hf_methods.checkpoints import write_json
 from hf_methods.softmax1.data_softmax1 import token_blocks
 from hf_methods.softmax1.modeling_softmax1 import EAGER, FAST
 
@@ -61,8 +60,8 @@ class ModelReport:
         return asdict(self)
 
     def save_json(self, path: str | Path) -> None:
-        """Write all fields as JSON."""
-        atomic_write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
+        """Write all fields as JSON; NaN becomes null."""
+        write_json(path, self.to_dict())
 
     def plot(self, folder: str | Path) -> list[Path]:
         """Write the figures as PNG into `folder` and return their paths."""
