@@ -4,24 +4,31 @@
 """The command `hf-methods`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+# click's class, by way of typer: newer versions of typer carry a click of their own
+UsageError: type[typer.BadParameter] = typer.BadParameter.__base__  # type: ignore[assignment]
+
+Model = Annotated[str, typer.Argument(help="Folder or Hub id of a causal language model.")]
 
 
 @app.callback()
-def hf_methods() -> None:
+def hf_methods(
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")] = False,
+):
     """Published methods on the Hugging Face stack: inspect, train, quantise, and see a demo."""
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(help="Training steps of the recipe's demonstration.")] = 150,
+    steps: Annotated[int, typer.Option(help="Training steps of the recipe's demonstration.", min=1)] = 150,
 ) -> None:
     """Run every method on real data: a table here and an HTML report with plots."""
     from hf_methods.softmax1.demo_softmax1 import run_demo
@@ -31,26 +38,33 @@ def demo(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a causal language model.")],
+    model: Model,
     text: Annotated[str, typer.Option(help="A text file, 'python', 'shakespeare' or a Hub data set id.")],
-    out: Annotated[Path, typer.Option(help="Folder for report.json and the plots.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.json and the plots.", file_okay=False)],
     quant: Annotated[str | None, typer.Option(help="'all' or names of quantisation schemes, comma separated.")] = None,
-    seq_len: Annotated[int, typer.Option(help="Tokens in a block.")] = 256,
-    blocks: Annotated[int, typer.Option(help="Largest number of blocks.")] = 64,
+    seq_len: Annotated[
+        int | None, typer.Option(help="Tokens in a block; default 256, or the model's positions if fewer.", min=2)
+    ] = None,
+    blocks: Annotated[int, typer.Option(help="Largest number of blocks.", min=1)] = 64,
     add_bos: Annotated[bool, typer.Option(help="Begin each block with the BOS token.")] = False,
 ) -> None:
-    """Measure a model's attention on the first token, outlier activations, perplexity and quantisation damage."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """Measure a model's attention on the first token, outlier activations, perplexity and quantisation damage.
 
+    The w8a8 schemes take the scales of activations from training text of the corpus; with a text file, from each batch.
+    """
     from hf_methods.softmax1 import QUANT_SCHEMES, inspect_model, quantization_report
     from hf_methods.softmax1.data_softmax1 import token_blocks
 
+    schemes = list(QUANT_SCHEMES) if quant == "all" else [name.strip() for name in quant.split(",")] if quant else []
+    if unknown := [name for name in schemes if name not in QUANT_SCHEMES]:
+        raise ValueError(f"--quant must be 'all' or of {', '.join(QUANT_SCHEMES)}, got {', '.join(unknown)}.")
+    loaded, tokenizer = _load(model, full_precision=bool(schemes))
     evaluation, training = _texts(text)
-    tokenizer, loaded = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    if seq_len is None:
+        seq_len = min(256, getattr(loaded.config.get_text_config(), "max_position_embeddings", None) or 256)
     ids = token_blocks(evaluation, tokenizer, seq_len, add_bos)[:blocks]
     report = inspect_model(loaded, ids, max_blocks=blocks)
-    if quant:
-        schemes = list(QUANT_SCHEMES) if quant == "all" else quant.split(",")
+    if schemes:
         calibration = token_blocks(training, tokenizer, seq_len, add_bos)[:128] if training else None
         report.quantization = quantization_report(loaded, ids, calibration, schemes, dynamic=calibration is None)
     report.save_json(out / "report.json")
@@ -65,22 +79,21 @@ def inspect(
 
 @app.command()
 def quantize(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a causal language model.")],
-    out: Annotated[Path, typer.Option(help="Folder for the quantised checkpoint.")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for the quantised checkpoint; new or empty.", file_okay=False)],
     bits: Annotated[int, typer.Option(help="2 to 8.")] = 4,
     scheme: Annotated[str, typer.Option(help="'zeropoint' or 'absmax'.")] = "zeropoint",
     granularity: Annotated[str, typer.Option(help="'tensor', 'channel' or 'group'.")] = "channel",
     group_size: Annotated[int, typer.Option(help="Entries in a group.")] = 128,
 ) -> None:
     """Write a checkpoint whose linear layers hold packed integers."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from hf_methods.checkpoints import atomic_save
     from hf_methods.softmax1 import RoundToNearestConfig
 
     config = RoundToNearestConfig(bits, scheme, granularity, group_size)
-    quantized = AutoModelForCausalLM.from_pretrained(model, quantization_config=config)
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"--out {out} is not empty; remove it or give a new folder.")
+    quantized, tokenizer = _load(model, full_precision=True, quantization_config=config)
 
     def save(folder: Path) -> None:
         quantized.save_pretrained(folder)
@@ -98,7 +111,6 @@ def train(
 ) -> None:
     """Run training/METHOD/train.py of a checkout with the options behind METHOD (see also `accelerate launch`)."""
     import runpy
-    import sys
 
     script = Path("training") / method / "train.py"
     if not script.exists():
@@ -116,22 +128,51 @@ def env() -> None:
     print(json.dumps(environment(), indent=1))
 
 
+def _load(model: str, full_precision: bool, **kwargs):
+    """The model, with softmax-1 also where `convert_to_softmax1` put it, and its tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from hf_methods.softmax1 import load_softmax1
+
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # foreign files fail in many ways
+        raise ValueError(f"{model} can't be loaded as a folder or Hub id: {error}") from error
+    if full_precision and getattr(config, "quantization_config", None):
+        raise ValueError(f"{model} is quantised already; give the checkpoint that it was made of.")
+    is_softmax1 = getattr(config, "attention_softmax", None) == "softmax1"
+    load = load_softmax1 if is_softmax1 else AutoModelForCausalLM.from_pretrained
+    try:
+        return load(model, **kwargs), tokenizer
+    except Exception as error:
+        raise ValueError(f"the weights of {model} can't be loaded: {error}") from error
+
+
 def _texts(text: str) -> tuple[list[str], list[str]]:
     """Texts to measure on, and training texts for calibration (none for a file)."""
     if Path(text).is_file():
         return [Path(text).read_text("utf-8", errors="replace")], []
     from hf_methods.data import load_text_corpus
 
-    corpus = load_text_corpus(text)
+    try:
+        corpus = load_text_corpus(text)
+    except Exception as error:
+        raise ValueError(f"--text {text} is no file, and as a corpus: {error}") from error
     return corpus["test"]["text"], corpus["train"]["text"][:50]
 
 
 def main() -> None:
-    """Entry point: errors of the user's input are one line, not a traceback."""
+    """Entry point: an error of the user's input is one line, not a traceback (`--traceback` shows it)."""
     try:
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except UsageError as error:
+        message, code = error.format_message(), 2
     except (ValueError, TypeError, OSError) as error:
-        raise SystemExit(f"hf-methods: {' '.join(str(error).split())}") from error
+        if "--traceback" in sys.argv:
+            raise
+        message, code = str(error), 1
+    print(f"hf-methods: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
