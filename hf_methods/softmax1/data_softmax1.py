@@ -6,7 +6,7 @@
 from collections.abc import Iterable
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -59,24 +59,56 @@ def token_blocks(
     Raises:
         ValueError: `seq_len` below 2, no BOS token, or a text too short for one block.
     """
+    _check_block_options(tokenizer, seq_len, add_bos)
+    blocks, num_tokens = _cut_blocks(texts, tokenizer, seq_len, add_bos)
+    if len(blocks) == 0:
+        raise ValueError(f"the text has {num_tokens} tokens, too few for one block of seq_len={seq_len}.")
+    return blocks
+
+
+def _check_block_options(tokenizer: PreTrainedTokenizerBase, seq_len: int, add_bos: bool) -> None:
     if seq_len < 2:
         raise ValueError(f"seq_len must be at least 2 to predict a token, got {seq_len}.")
     if add_bos and tokenizer.bos_token_id is None:
         raise ValueError("add_bos=True needs a tokenizer with a bos_token.")
+
+
+def _cut_blocks(texts, tokenizer, seq_len: int, add_bos: bool) -> tuple[Tensor, int]:
+    """The blocks (perhaps none) and the number of tokens in all."""
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     tokens: list[int] = []
     for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]:
         tokens += ids + end
     own = seq_len - 1 if add_bos else seq_len
-    if len(tokens) < own:
-        raise ValueError(f"the text has {len(tokens)} tokens, too few for one block of seq_len={seq_len}.")
-    blocks = torch.tensor(tokens[: len(tokens) // own * own]).view(-1, own)
+    blocks = torch.tensor(tokens[: len(tokens) // own * own], dtype=torch.long).view(-1, own)
     if add_bos:
         blocks = torch.cat([torch.full((len(blocks), 1), tokenizer.bos_token_id), blocks], 1)
-    return blocks
+    return blocks, len(tokens)
 
 
 def blocks_dataset(blocks: Tensor) -> Dataset:
     """Blocks (n, seq_len) as a data set with `input_ids` and `labels` for `Trainer`."""
     dataset = Dataset.from_dict({"input_ids": blocks.numpy(), "labels": blocks.numpy()})
     return dataset.with_format("torch")
+
+
+def stream_blocks(
+    dataset: IterableDataset, tokenizer: PreTrainedTokenizerBase, seq_len: int, add_bos: bool = False
+) -> IterableDataset:
+    """A stream of texts as a stream of blocks with `input_ids` and `labels` for `Trainer`.
+
+    Args:
+        dataset: has a column `text` and no other; 1000 texts at a time are concatenated and cut, and the tokens behind
+            their last full block are left out.
+        tokenizer, seq_len, add_bos: as for `token_blocks`.
+
+    Raises:
+        ValueError: `seq_len` below 2, or no BOS token.
+    """
+    _check_block_options(tokenizer, seq_len, add_bos)
+
+    def to_blocks(batch):
+        blocks = _cut_blocks(batch["text"], tokenizer, seq_len, add_bos)[0].tolist()
+        return {"input_ids": blocks, "labels": blocks}
+
+    return dataset.map(to_blocks, batched=True, remove_columns=["text"]).with_format("torch")

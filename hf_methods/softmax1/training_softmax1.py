@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from hf_methods.softmax1.configuration_softmax1 import Softmax1GPT2Config
-from hf_methods.softmax1.modeling_softmax1 import Softmax1GPT2LMHeadModel
+from hf_methods.softmax1.configuration_softmax1 import Softmax1GPT2Config, Softmax1LlamaConfig
+from hf_methods.softmax1.modeling_softmax1 import Softmax1GPT2LMHeadModel, Softmax1LlamaForCausalLM
 
 
 @dataclass
 class Softmax1TrainingArguments(TrainingArguments):
     """`TrainingArguments` with OrthoAdam and the recipe's defaults.
 
-    Changed defaults: learning_rate 1e-3, weight_decay 0.1, adam_beta2 0.95, max_grad_norm 1, cosine schedule with
-    warm-up. The paper's own values are not all known: `training/README.md` says where each comes from.
+    Changed defaults: learning_rate 1e-3, weight_decay 0.1, adam_beta2 0.95, cosine schedule. The paper's own values are
+    not all known: `training/README.md` says where each comes from.
     """
 
     optimizer: str = field(default="orthoadam", metadata={"help": "'orthoadam' or 'adamw'."})
@@ -38,40 +38,79 @@ class Softmax1TrainingArguments(TrainingArguments):
 
 @dataclass
 class ModelArguments:
-    """A GPT-2 trained from scratch."""
+    """A GPT-2 or Llama trained from scratch."""
 
+    architecture: str = field(default="gpt2", metadata={"help": "'gpt2' or 'llama'."})
     attention: str = field(default="softmax1", metadata={"help": "'softmax1' or 'softmax'."})
-    norm: str = field(default="rmsnorm_single", metadata={"help": "'layernorm' or 'rmsnorm_single'."})
+    norm: str = field(
+        default="rmsnorm_single", metadata={"help": "'rmsnorm_single', or 'layernorm' (gpt2), 'rmsnorm' (llama)."}
+    )
     hidden_size: int = field(default=512, metadata={"help": "Features of the residual stream."})
+    intermediate_size: int | None = field(default=None, metadata={"help": "Features inside the MLP; default 4x."})
     num_layers: int = field(default=12, metadata={"help": "Number of blocks."})
     num_heads: int = field(default=8, metadata={"help": "Attention heads."})
+
+    def __post_init__(self):
+        if self.architecture not in ("gpt2", "llama"):
+            raise ValueError(f"`architecture` must be 'gpt2' or 'llama', got {self.architecture!r}.")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of `num_heads`, got {self.hidden_size} and {self.num_heads}."
+            )
 
 
 @dataclass
 class DataArguments:
     """Text, tokenizer and block length."""
 
-    corpus: str = field(metadata={"help": "'python', 'shakespeare' or a Hub id; see hf_methods.data."})
+    corpus: str = field(metadata={"help": "'python', 'shakespeare', a Hub id or a folder; see hf_methods.data."})
+    corpus_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub data set."})
+    streaming: bool = field(default=False, metadata={"help": "Read the Hub data set while training; needs max_steps."})
     seq_len: int = field(default=256, metadata={"help": "Tokens in a block."})
     vocab_size: int = field(default=4096, metadata={"help": "Tokens of the BPE trained on the training split."})
     tokenizer: str | None = field(default=None, metadata={"help": "Use this tokenizer instead of training one."})
+    eval_blocks: int = field(default=512, metadata={"help": "Blocks of the validation split to evaluate on."})
+
+    def __post_init__(self):
+        if self.streaming and not self.tokenizer:
+            raise ValueError("`streaming=True` needs `tokenizer`: none can be trained on a stream.")
 
 
-def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Softmax1GPT2LMHeadModel:
-    """A randomly initialised GPT-2 without dropout, with tied embeddings."""
-    config = Softmax1GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=seq_len,
-        n_embd=args.hidden_size,
-        n_layer=args.num_layers,
-        n_head=args.num_heads,
-        attention_softmax=args.attention,
-        norm_type=args.norm,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+def build_model(
+    args: ModelArguments, tokenizer: PreTrainedTokenizerBase, seq_len: int
+) -> Softmax1GPT2LMHeadModel | Softmax1LlamaForCausalLM:
+    """A randomly initialised model without dropout, with tied embeddings."""
+    intermediate_size = args.intermediate_size or 4 * args.hidden_size
+    common = {
+        "vocab_size": len(tokenizer),
+        "attention_softmax": args.attention,
+        "norm_type": args.norm,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if args.architecture == "llama":
+        return Softmax1LlamaForCausalLM(
+            Softmax1LlamaConfig(
+                hidden_size=args.hidden_size,
+                intermediate_size=intermediate_size,
+                num_hidden_layers=args.num_layers,
+                num_attention_heads=args.num_heads,
+                max_position_embeddings=seq_len,
+                **common,
+            )
+        )
+    return Softmax1GPT2LMHeadModel(
+        Softmax1GPT2Config(
+            n_embd=args.hidden_size,
+            n_inner=intermediate_size,
+            n_layer=args.num_layers,
+            n_head=args.num_heads,
+            n_positions=seq_len,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **common,
+        )
     )
-    return Softmax1GPT2LMHeadModel(config)
