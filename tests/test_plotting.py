@@ -48,7 +48,9 @@ def report(num_layers, kurtosis=3.0, rows=()):
 
 
 @pytest.mark.parametrize(
-    ("num_layers", "kurtosis", "rows"), [(1, 3.0, ()), (1, math.nan, ROWS), (12, 3.0, ROWS)], ids=["plain", "nan", "deep"]
+    ("num_layers", "kurtosis", "rows"),
+    [(1, 3.0, ()), (1, math.nan, ROWS), (12, 3.0, ROWS)],
+    ids=["plain", "nan", "deep"],
 )
 def test_a_report_becomes_png_files_with_something_on_them(num_layers, kurtosis, rows, tmp_path):
     paths = plot_report(report(num_layers, kurtosis, rows), tmp_path / "new" / "folder")
