@@ -3,6 +3,7 @@
 
 """Settings of one training run, and the model that they describe."""
 
+import os
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -34,6 +35,12 @@ class Softmax1TrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.optimizer not in ("orthoadam", "adamw"):
             raise ValueError(f"`optimizer` must be 'orthoadam' or 'adamw', got {self.optimizer!r}.")
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.world_size:
+            # Without this each process would train by itself, and nothing would tell.
+            raise ValueError(
+                f"{launched} processes were started, but Trainer sees {self.world_size}; give use_cpu=True."
+            )
 
 
 @dataclass

@@ -8,6 +8,8 @@ accelerate launch training/softmax1/train.py --config training/softmax1/python_s
 A run that was stopped goes on from its last checkpoint in `output_dir`.
 """
 
+from pathlib import Path
+
 import torch
 from transformers import AutoTokenizer, Trainer, default_data_collator, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -67,7 +69,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: Softmax1Tr
         processing_class=tokenizer,
         optimizer_cls_and_kwargs=build_optimizer(model, args),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir))
+    # Another process may not have made the folder yet.
+    last_checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    trainer.train(resume_from_checkpoint=last_checkpoint)
     trainer.save_model()
 
 

@@ -1,0 +1,81 @@
+# SPDX-FileCopyrightText: 2026 The hf_methods authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Softmax-1 attention against torch's softmax attention: time of a training step, and memory of long sequences.
+
+python tests/benchmarks/softmax1.py
+"""
+
+import multiprocessing
+import resource
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timing import time_together
+
+from hf_methods.checkpoints import write_results
+from hf_methods.softmax1 import softmax1_attention
+
+
+RESULTS = Path(__file__).parent / "results" / "softmax1.json"
+SHAPES = ((4, 8, 256, 64), (1, 8, 1024, 64))
+LONG = (1, 2, 4096, 64)
+
+
+def softmax_attention(query, key, value):
+    """The peer: causal attention with softmax."""
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+
+def step(attention, inputs):
+    """Forward and backward."""
+    attention(*inputs).sum().backward()
+
+
+def attentions():
+    """The peer and each backend."""
+    backends = ("auto", "flash", "zero_key", "eager")
+    return {
+        "softmax (torch)": softmax_attention,
+        **{f"softmax1 {name}": partial(softmax1_attention, is_causal=True, backend=name) for name in backends},
+    }
+
+
+def benchmark_time(shape: tuple[int, ...]) -> dict[str, dict]:
+    """Times of forward and backward, causal, float32."""
+    inputs = [torch.randn(shape, requires_grad=True) for _ in range(3)]
+    return time_together({name: partial(step, attention, inputs) for name, attention in attentions().items()}, 15)
+
+
+def peak_memory(name: str) -> float:
+    """What a step of the long shape adds to the peak memory of a process of its own, MB."""
+    torch.set_num_threads(1)
+    small = [torch.randn(1, 2, 64, 64, requires_grad=True) for _ in range(3)]
+    step(attentions()[name], small)  # the libraries' own memory
+    inputs = [torch.randn(LONG, requires_grad=True) for _ in range(3)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step(attentions()[name], inputs)
+    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1)
+
+
+def main() -> None:
+    start = time.time()
+    torch.manual_seed(0)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        memory = {name: pool.apply(peak_memory, (name,)) for name in attentions()}
+    times = {}
+    for threads in (1, torch.get_num_threads()):
+        torch.set_num_threads(threads)
+        times |= {f"{shape}, {threads} threads": benchmark_time(shape) for shape in SHAPES}
+    write_results(
+        RESULTS, seeds=[0], data={}, wall_seconds=time.time() - start,
+        time_forward_backward_causal=times, peak_memory_mb={str(LONG): memory},
+    )  # fmt: skip
+    print(RESULTS.read_text())
+
+
+if __name__ == "__main__":
+    main()
