@@ -9,16 +9,16 @@ orthogonal Q for each parameter; how its code structures Q for large parameters 
 rotation for each axis of the parameter (their Kronecker product), so that both sides of a weight matrix are mixed.
 """
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_methods.ortho_adam.rotations import DenseRotation, Rotation, axis_seed, draw_rotation, rotation_kind
@@ -28,6 +28,16 @@ logger = logging.get_logger(__name__)
 
 ROTATIONS = ("auto", "kronecker", "full", "hadamard", "none")
 MAX_FULL_NUMEL = 4096
+# Only the residual stream's axis of the matrices of GPT-2 (Conv1D: in, out) and of Llama, Mistral, Qwen and OPT
+# (Linear: out, in). Outlier features live on that axis; heads, neurons, positions and tokens keep step sizes of their own.
+RESIDUAL_ROTATIONS: dict[str, tuple[str, ...] | str] = {
+    r"\.(wte|wpe|embed_tokens|embed_positions)\.weight$|^lm_head\.weight$": ("none", "auto"),
+    r"\.(c_attn|c_fc)\.weight$": ("auto", "none"),
+    r"\.c_proj\.weight$": ("none", "auto"),
+    r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.weight$": ("none", "auto"),
+    r"\.(o_proj|down_proj|out_proj|fc2)\.weight$": ("auto", "none"),
+    r"\.(c_attn|c_fc|q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.bias$|\.(q_norm|k_norm)\.weight$": "none",
+}
 
 
 def ortho_adam_update(
@@ -435,7 +445,7 @@ def _check_group(group: dict[str, Any]) -> None:
 
 
 def ortho_adam_parameter_groups(
-    model: nn.Module, weight_decay: float, embedding_rotation: str | Sequence[str] | None = None
+    model: nn.Module, weight_decay: float, rotations: Mapping[str, str | Sequence[str]] | None = None
 ) -> list[dict[str, Any]]:
     """Groups of named parameters: decayed (two and more axes) and not decayed (biases, norms).
 
@@ -445,37 +455,40 @@ def ortho_adam_parameter_groups(
     Args:
         model: the very object that is given to Trainer.
         weight_decay: weight decay of parameters with two and more axes.
-        embedding_rotation: `rotation` of the input embedding (vocabulary, features), in a group of its own;
-            ("none", "auto") leaves the vocabulary axis alone, so that rare tokens keep step sizes of their own.
+        rotations: `rotation` of the parameters whose name matches a regular expression (`re.search`; the first match
+            holds), in groups of their own. `RESIDUAL_ROTATIONS` rotates the axis of the residual stream only.
+
+    Raises:
+        ValueError: no trainable parameter's name matches any of `rotations`.
     """
-    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    embedding = None
-    if embedding_rotation is not None:
-        embedding = cast(PreTrainedModel, model).get_input_embeddings().weight
-    embeddings = [(name, p) for name, p in named if p is embedding]
-    groups = [
-        {
-            "params": [(name, p) for name, p in named if p.ndim >= 2 and p is not embedding],
-            "weight_decay": weight_decay,
-        },
-        {"params": [(name, p) for name, p in named if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    if embeddings:
-        groups.append({"params": embeddings, "weight_decay": weight_decay, "rotation": embedding_rotation})
-    return groups
+    rotations = rotations or {}
+    groups: dict[tuple, dict[str, Any]] = {}
+    for is_decayed in (True, False):
+        for name, param in model.named_parameters():
+            if not param.requires_grad or (param.ndim >= 2) != is_decayed:
+                continue
+            pattern = next((pattern for pattern in rotations if re.search(pattern, name)), None)
+            options = {"weight_decay": weight_decay if is_decayed else 0.0}
+            if pattern is not None:
+                options["rotation"] = rotations[pattern]
+            group = groups.setdefault((is_decayed, str(options.get("rotation"))), {"params": [], **options})
+            group["params"].append((name, param))
+    if rotations and not any("rotation" in group for group in groups.values()):
+        raise ValueError(f"no trainable parameter's name matches `rotations`: {', '.join(rotations)}.")
+    return list(groups.values())
 
 
 def ortho_adam_cls_and_kwargs(
-    model: nn.Module, args, embedding_rotation: str | Sequence[str] | None = None, **kwargs
+    model: nn.Module, args, rotations: Mapping[str, str | Sequence[str]] | None = None, **kwargs
 ) -> tuple[type[OrthoAdam], dict[str, Any]]:
     """`Trainer(optimizer_cls_and_kwargs=...)` for OrthoAdam with the settings of `TrainingArguments`.
 
     Args:
         model: the very object that is given to Trainer.
         args (`TrainingArguments`): learning_rate, adam_beta1, adam_beta2, adam_epsilon and weight_decay are used.
-        embedding_rotation: see `ortho_adam_parameter_groups`.
+        rotations: see `ortho_adam_parameter_groups`.
         kwargs: further arguments of `OrthoAdam`.
     """
-    groups = ortho_adam_parameter_groups(model, args.weight_decay, embedding_rotation)
+    groups = ortho_adam_parameter_groups(model, args.weight_decay, rotations)
     settings = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     return OrthoAdam, {"params": groups, **settings, **kwargs}

@@ -22,9 +22,8 @@ class Softmax1TrainingArguments(TrainingArguments):
 
     optimizer: str = field(default="orthoadam", metadata={"help": "'orthoadam' or 'adamw'."})
     rotation: str = field(default="auto", metadata={"help": "Rotation of OrthoAdam, see its docstring."})
-    embedding_rotation: list[str] | None = field(
-        default=None,
-        metadata={"help": "Rotation of the embedding's two axes, such as `none auto`; default: rotation."},
+    rotated_axes: str = field(
+        default="all", metadata={"help": "'all', or 'residual': only the residual stream's axis of each parameter."}
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.1, metadata={"help": "Decoupled weight decay of matrices."})
@@ -35,6 +34,8 @@ class Softmax1TrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.optimizer not in ("orthoadam", "adamw"):
             raise ValueError(f"`optimizer` must be 'orthoadam' or 'adamw', got {self.optimizer!r}.")
+        if self.rotated_axes not in ("all", "residual"):
+            raise ValueError(f"`rotated_axes` must be 'all' or 'residual', got {self.rotated_axes!r}.")
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != self.world_size:
             # Without this each process would train by itself, and nothing would tell.

@@ -67,7 +67,8 @@ def benchmark_training_step() -> dict:
     fb = time_together({"forward and backward": forward_backward}, repeats=3, warm_up=1)
     groups = lambda: ortho_adam_parameter_groups(model, 0.1)  # noqa: E731
     steps = time_together(
-        {"AdamW foreach": torch.optim.AdamW(groups(), foreach=True).step, "OrthoAdam auto": OrthoAdam(groups()).step}, 5
+        {"AdamW foreach": torch.optim.AdamW(groups(), foreach=True).step, "OrthoAdam auto": OrthoAdam(groups()).step},
+        5,
     )
     base = fb["forward and backward"]["median_ms"]
     ratio = (base + steps["OrthoAdam auto"]["median_ms"]) / (base + steps["AdamW foreach"]["median_ms"])

@@ -10,9 +10,25 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from transformers import Trainer, TrainingArguments
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
-from hf_methods.ortho_adam import OrthoAdam, ortho_adam_cls_and_kwargs, ortho_adam_parameter_groups
+from hf_methods.ortho_adam import (
+    RESIDUAL_ROTATIONS,
+    OrthoAdam,
+    ortho_adam_cls_and_kwargs,
+    ortho_adam_parameter_groups,
+)
 from hf_methods.ortho_adam.rotations import axis_seed, haar_orthogonal
 from hf_methods.softmax1 import Softmax1GPT2Config, Softmax1GPT2LMHeadModel
 
@@ -482,21 +498,49 @@ def test_groups_leave_out_frozen_parameters():
     assert len(names) == len(list(model.parameters())) - 2
 
 
-def test_an_embedding_rotation_leaves_the_vocabulary_axis_alone():
+def test_rotations_by_name_hold_for_the_first_pattern_that_matches():
     model = tiny_model()
-    groups = ortho_adam_parameter_groups(model, 0.1, embedding_rotation=("none", "auto"))
-    assert [name for name, _ in groups[2]["params"]] == ["transformer.wte.weight"]
-    assert groups[2]["weight_decay"] == 0.1
+    rotations = {"wte": ("none", "auto"), r"\.w[tp]e\.": "none", "ln_f": "none"}
+    groups = ortho_adam_parameter_groups(model, 0.1, rotations)
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    decay = {name: group["weight_decay"] for group in groups for name, _ in group["params"]}
+    assert decay["transformer.wte.weight"] == 0.1 and decay["transformer.ln_f.weight"] == 0
     summary = OrthoAdam(groups).rotation_summary()
     assert summary["transformer.wte.weight"] == ("identity", "dense")
-    assert summary["transformer.wpe.weight"] == ("dense", "dense")
+    assert summary["transformer.wpe.weight"] == ("identity", "identity")
+    assert summary["transformer.h.0.mlp.c_fc.weight"] == ("dense", "dense")
 
 
-def test_a_frozen_embedding_gives_no_group():
-    model = tiny_model()
-    model.transformer.wte.weight.requires_grad_(False)
-    assert len(ortho_adam_parameter_groups(model, 0.1, embedding_rotation=("none", "auto"))) == 2
+def test_rotations_that_match_no_name_raise():
+    with pytest.raises(ValueError, match="matches `rotations`: embeddings"):
+        ortho_adam_parameter_groups(tiny_model(), 0.1, {"embeddings": "none"})
+
+
+def residual_models():
+    small = dict(vocab_size=32, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=False)
+    sizes = dict(intermediate_size=20, num_key_value_heads=1, head_dim=4, max_position_embeddings=16)
+    return {
+        "gpt2": GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=16, n_embd=12, n_layer=1, n_head=2, n_inner=20)),
+        "llama": LlamaForCausalLM(LlamaConfig(**small, **sizes)),
+        "qwen": Qwen3ForCausalLM(Qwen3Config(**small, **sizes)),
+        "opt": OPTForCausalLM(OPTConfig(**small, ffn_dim=20, word_embed_proj_dim=12, max_position_embeddings=14)),
+    }
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen", "opt"])
+def test_residual_rotations_turn_each_parameter_on_the_residual_stream_and_nothing_else(name):
+    """Rotating the residual stream of a model without norms leaves its function: each matrix has one such axis."""
+    model = residual_models()[name]
+    optimizer = OrthoAdam(ortho_adam_parameter_groups(model, 0.1, RESIDUAL_ROTATIONS))
+    kinds = optimizer.rotation_summary()
+    for key, param in model.named_parameters():
+        rotated = [size for size, kind in zip(param.shape, kinds[key]) if kind != "identity"]
+        reads = any(part in key for part in ("c_attn", "c_fc", "q_proj", "k_proj", "v_proj", "gate", "up_proj", "fc1"))
+        inner = (reads and param.ndim == 1) or "q_norm" in key or "k_norm" in key
+        assert rotated == ([] if inner else [12]), key
+        if param.ndim == 2 and param.shape == (12, 12):  # square: nn.Linear and Conv1D have their output elsewhere
+            output_axis = 1 if name == "gpt2" else 0
+            assert kinds[key][output_axis] == ("identity" if reads else "dense"), key
 
 
 # ---- Trainer
@@ -512,7 +556,7 @@ def trainer(tmp_path, route="kwargs", steps=2):
         disable_tqdm=True, logging_strategy="no", seed=3,
     )  # fmt: skip
     model = tiny_model()
-    cls, kwargs = ortho_adam_cls_and_kwargs(model, args, embedding_rotation=("none", "auto"), seed=6)
+    cls, kwargs = ortho_adam_cls_and_kwargs(model, args, rotations=RESIDUAL_ROTATIONS, seed=6)
     if route == "kwargs":
         return Trainer(model, args, train_dataset=DATA, optimizer_cls_and_kwargs=(cls, kwargs))
     return Trainer(model, args, train_dataset=DATA, optimizers=(cls(**kwargs), None))

@@ -16,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.data import load_text_corpus, stream_text_corpus
-from hf_methods.ortho_adam import ortho_adam_cls_and_kwargs, ortho_adam_parameter_groups
+from hf_methods.ortho_adam import RESIDUAL_ROTATIONS, ortho_adam_cls_and_kwargs, ortho_adam_parameter_groups
 from hf_methods.softmax1.data_softmax1 import blocks_dataset, stream_blocks, token_blocks, train_tokenizer
 from hf_methods.softmax1.training_softmax1 import (
     DataArguments,
@@ -47,9 +47,8 @@ def load_data(args: DataArguments, seed: int):
 def build_optimizer(model, args: Softmax1TrainingArguments):
     """Class and arguments for `Trainer`; both optimizers decay the same parameters."""
     if args.optimizer == "orthoadam":
-        return ortho_adam_cls_and_kwargs(
-            model, args, rotation=args.rotation, seed=args.seed, embedding_rotation=args.embedding_rotation
-        )
+        rotations = RESIDUAL_ROTATIONS if args.rotated_axes == "residual" else None
+        return ortho_adam_cls_and_kwargs(model, args, rotations, rotation=args.rotation, seed=args.seed)
     groups = ortho_adam_parameter_groups(model, args.weight_decay)
     betas = (args.adam_beta1, args.adam_beta2)
     return torch.optim.AdamW, {"params": groups, "lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
