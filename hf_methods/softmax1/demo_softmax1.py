@@ -11,13 +11,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_methods.checkpoints import atomic_write_text
 from hf_methods.data import load_text_corpus
 from hf_methods.softmax1.data_softmax1 import token_blocks
 from hf_methods.softmax1.inspection_softmax1 import inspect_model
-from hf_methods.softmax1.quantization_softmax1 import quantization_report
+from hf_methods.softmax1.quantization_softmax1 import RoundToNearestConfig, quantization_report
 
 
 CHECKPOINTS = Path("model_cards")
@@ -31,6 +32,11 @@ COLUMNS = {
     "maxabs_global": "max |x|",
 }
 SCHEMES = ("w8a8-coarse", "w4-zeropoint-tensor", "w4-zeropoint")
+CAPTION = (
+    "Tiny GPT-2 models trained on the source text of Python's standard library, measured on held-out files. "
+    "Δ: what a quantisation scheme adds to the perplexity. Kurtosis is 3 for a Gaussian; an even causal head gives the "
+    "first of 64 tokens 6 % of its attention. The models share everything but attention and optimizer."
+)
 
 
 def run_demo(out: Path, steps: int) -> str:
@@ -54,8 +60,9 @@ def run_demo(out: Path, steps: int) -> str:
         seconds = _train(Path(trained), steps)
         arms = [_show(folder, folder.name, corpus, out) for folder in folders]
         arms.append(_show(Path(trained), f"trained now, {steps} steps", corpus, out))
-    header = ["model", *COLUMNS.values(), *(f"Δ {scheme}" for scheme in SCHEMES)]
-    rows = [[arm["name"], *(f"{value:.2f}" for value in arm["values"])] for arm in arms]
+    figures = [*COLUMNS.values(), *(f"Δ {scheme}" for scheme in SCHEMES), "file MB", "4-bit file MB"]
+    header = ["", *(arm["name"] for arm in arms)]
+    rows = [[name, *(f"{arm['values'][i]:.2f}" for arm in arms)] for i, name in enumerate(figures)]
     atomic_write_text(out / "report.html", _report(header, rows, arms))
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in [header, *rows]]
@@ -71,7 +78,8 @@ def _train(folder: Path, steps: int) -> float:
 
 
 def _show(folder: Path, name: str, corpus, out: Path) -> dict:
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()  # figures want full precision
     seq_len = model.config.n_positions
     blocks = token_blocks(corpus["test"]["text"], tokenizer, seq_len, add_bos=True)[:128]
     calibration = token_blocks(corpus["train"]["text"][:50], tokenizer, seq_len, add_bos=True)[:128]
@@ -81,7 +89,20 @@ def _show(folder: Path, name: str, corpus, out: Path) -> dict:
     tokens = model.generate(**inputs, max_new_tokens=48, do_sample=False, repetition_penalty=1.2)
     values = [getattr(report, column) for column in COLUMNS] + [row["delta"] for row in report.quantization]
     plots = report.plot(out / name.split(",")[0].replace(" ", "-"))
-    return {"name": name, "values": values, "plots": plots, "text": tokenizer.decode(tokens[0])}
+    sizes = [_megabytes(folder), _packed_megabytes(folder)]
+    return {"name": name, "values": values + sizes, "plots": plots, "text": tokenizer.decode(tokens[0])}
+
+
+def _packed_megabytes(folder: Path) -> float:
+    """Size of the weights when the linear layers are stored in 4 bits."""
+    quantized = AutoModelForCausalLM.from_pretrained(folder, quantization_config=RoundToNearestConfig(bits=4))
+    with tempfile.TemporaryDirectory() as packed:
+        quantized.save_pretrained(packed)
+        return _megabytes(Path(packed))
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
 
 
 def _report(header: list[str], rows: list[list[str]], arms: list[dict]) -> str:
@@ -102,7 +123,6 @@ def _report(header: list[str], rows: list[list[str]], arms: list[dict]) -> str:
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>hf_methods demo</title><style>{style}</style>'
-        "<h1>Softmax-1 + OrthoAdam</h1><p>Tiny GPT-2 models trained on the source text of Python's standard library, "
-        "measured on held-out files. Δ: what a quantisation scheme adds to the perplexity.</p>"
+        f"<h1>Softmax-1 + OrthoAdam</h1><p>{CAPTION}</p>"
         f"<table>{table}</table>{''.join(sections)}</html>\n"
     )

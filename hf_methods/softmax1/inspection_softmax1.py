@@ -108,11 +108,13 @@ def perplexity(model: PreTrainedModel, blocks: Tensor, batch_size: int = 8) -> f
         blocks: token ids (blocks, seq_len), no padding.
         batch_size: blocks in a forward pass.
     """
+    from hf_methods.metrics import token_perplexity  # `evaluate` is slow to import
+
     nll = torch.zeros((), dtype=torch.float64, device=model.device)
     for batch in blocks.split(batch_size):
         batch = batch.to(model.device)
         nll += _nll(model(batch, attention_mask=torch.ones_like(batch), use_cache=False).logits, batch).sum()
-    return math.exp(nll.item() / (blocks.shape[0] * (blocks.shape[1] - 1)))
+    return token_perplexity([nll.item()], [blocks.shape[0] * (blocks.shape[1] - 1)])
 
 
 def _nll(logits: Tensor, ids: Tensor) -> Tensor:
@@ -247,6 +249,8 @@ class _Sums:
             self.snapshot = [weights[0].float().mean(0) for weights in attentions]
 
     def report(self, num_blocks: int, seq_len: int) -> ModelReport:
+        from hf_methods.metrics import token_perplexity  # `evaluate` is slow to import
+
         total = {name: torch.stack([sums[name] for sums in self.layers]) for name in self.layers[0]}
         mean = lambda name, count: (total[name].sum() / total[count].sum()).item()  # noqa: E731
         by_layer = lambda name, count: (total[name] / total[count]).tolist()  # noqa: E731
@@ -257,7 +261,7 @@ class _Sums:
         return ModelReport(
             num_blocks=num_blocks,
             seq_len=seq_len,
-            perplexity=math.exp((self.nll / self.num_predicted).item()),
+            perplexity=token_perplexity([self.nll.item()], [int(self.num_predicted)]),
             first_token_argmax_pct=pct("argmax"),
             heads_first_token_max_pct=100 * heads_max.double().mean().item(),
             first_token_mass_pct=pct("mass"),

@@ -1,22 +1,23 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The four arms {softmax, softmax-1} x {AdamW, OrthoAdam} over several seeds, with every figure of the comparison.
+"""Arms of one recipe over several seeds, with every figure of the comparison.
 
 python training/softmax1/grid.py --config training/softmax1/grid.yaml
 
-Writes RESULTS.json, the table RESULTS.md and the plot RESULTS.png. With several learning rates it is the search for a
-setting (`search.yaml`), on the validation split. Trained models stay in `output_dir` and are not trained again.
+`grid.yaml` holds the four arms {softmax, softmax-1} x {AdamW, OrthoAdam} on the test split, `search.yaml` the search for
+their learning rates on the validation split. Writes RESULTS.json, the table RESULTS.md and the plot RESULTS.png. Trained
+models stay in `output_dir` and are not trained again.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -25,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_methods.args import parse_args_and_config
-from hf_methods.checkpoints import atomic_save, atomic_write_text, write_results
+from hf_methods.checkpoints import atomic_save, atomic_write_text, write_json, write_results
 from hf_methods.data import load_text_corpus, text_digest
 from hf_methods.plotting import BLUE, GREY, new_figure
 from hf_methods.softmax1 import inspect_model, quantization_report
@@ -36,7 +37,6 @@ SCALARS = (
     "perplexity", "first_token_mass_pct", "null_mass_pct", "first_token_argmax_pct", "heads_first_token_max_pct",
     "kurtosis_first", "kurtosis_rest", "maxabs_first", "maxabs_rest", "maxabs_global",
 )  # fmt: skip
-NAMES = {"softmax": "softmax", "softmax1": "softmax-1", "adamw": "AdamW", "orthoadam": "OrthoAdam"}
 
 
 @dataclass
@@ -46,8 +46,7 @@ class GridArguments:
     train_config: str = field(metadata={"help": "YAML of train.py with everything that the arms share."})
     output_dir: str = field(metadata={"help": "Folder of the trained models; finished ones are not trained again."})
     results: str = field(metadata={"help": "JSON file to write; the table and the plot lie beside it."})
-    adamw_learning_rates: list[float] = field(metadata={"help": "Learning rates of the AdamW arms."})
-    orthoadam_learning_rates: list[float] = field(metadata={"help": "Learning rates of the OrthoAdam arms."})
+    arms: dict = field(default_factory=dict, metadata={"help": "Name of each arm: its own options of train.py."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
     jobs: int = field(default=2, metadata={"help": "Trainings at a time; they share the cores."})
     split: str = field(default="test", metadata={"help": "Split of the figures; 'validation' to search a setting."})
@@ -56,40 +55,19 @@ class GridArguments:
         default=None, metadata={"help": "Folder for the checkpoints of the first seed, in bfloat16."}
     )
 
-
-@dataclass(frozen=True)
-class Arm:
-    """One training of the grid."""
-
-    attention: str
-    optimizer: str
-    learning_rate: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.attention}-{self.optimizer}-{self.learning_rate:g}-{self.seed}"
+    def __post_init__(self):
+        if not self.arms:
+            raise ValueError("`arms` is empty: give a mapping of names to options of train.py in the YAML.")
 
 
-def make_arms(args: GridArguments) -> list[Arm]:
-    """Every combination, seed by seed, so that a stopped grid has whole seeds."""
-    rates = {"adamw": args.adamw_learning_rates, "orthoadam": args.orthoadam_learning_rates}
-    cells = [(optimizer, rate) for optimizer in rates for rate in rates[optimizer]]
-    return [
-        Arm(attention, optimizer, rate, seed)
-        for seed, (optimizer, rate), attention in product(args.seeds, cells, ("softmax", "softmax1"))
-    ]
-
-
-def train_arm(args: GridArguments, arm: Arm) -> Path:
+def train_arm(args: GridArguments, arm: str, seed: int) -> Path:
     """Train one arm in a process of its own; returns its folder."""
-    folder = Path(args.output_dir) / arm.name
+    folder = Path(args.output_dir) / f"{slug(arm)}-{seed}"
     if (folder / "model.safetensors").exists():
         return folder
     script = Path(__file__).with_name("train.py")
     command = [sys.executable, str(script), "--config", args.train_config, "--output_dir", str(folder)]
-    command += ["--attention", arm.attention, "--optimizer", arm.optimizer, "--seed", str(arm.seed)]
-    command += ["--learning_rate", str(arm.learning_rate)]
+    command += ["--seed", str(seed), *(f"--{name}={value}" for name, value in args.arms[arm].items())]
     folder.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
     with open(folder / "train.log", "w") as log:
@@ -97,7 +75,12 @@ def train_arm(args: GridArguments, arm: Arm) -> Path:
     return folder
 
 
-def evaluate_arm(arm: Arm, folder: Path, corpus, args: GridArguments) -> dict:
+def slug(arm: str) -> str:
+    """The name of an arm as a folder name: "softmax-1 + AdamW" -> "softmax1-adamw"."""
+    return re.sub(r"[^a-z0-9.]+", "-", arm.lower().replace("softmax-1", "softmax1")).strip("-")
+
+
+def evaluate_arm(folder: Path, corpus, args: GridArguments) -> dict[str, float]:
     """Inspection and every quantisation scheme of one trained model."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     seq_len = model.config.max_position_embeddings
@@ -107,33 +90,23 @@ def evaluate_arm(arm: Arm, folder: Path, corpus, args: GridArguments) -> dict:
     report = inspect_model(model, blocks, max_blocks=len(blocks), batch_size=64)
     rows = quantization_report(model, blocks, calibration, batch_size=64)
     figures = {name: getattr(report, name) for name in SCALARS}
-    return {**vars(arm), **figures, **{f"delta_{row['scheme']}": row["delta"] for row in rows}}
+    return {**figures, **{f"delta_{row['scheme']}": row["delta"] for row in rows}}
 
 
-def summarize(runs: list[dict]) -> list[dict]:
-    """Mean and standard deviation over the seeds of each arm."""
-    cells: dict[tuple, list[dict]] = {}
-    for run in runs:
-        cells.setdefault((run["attention"], run["optimizer"], run["learning_rate"]), []).append(run)
-    keys = ("attention", "optimizer", "learning_rate", "seed")
-    return [
-        {
-            **dict(zip(keys, cell)),
-            "mean": {name: mean(run[name] for run in rows) for name in rows[0] if name not in keys},
-            "sd": {name: stdev([r[name] for r in rows]) if len(rows) > 1 else 0.0 for name in rows[0] if name not in keys},
-        }
-        for cell, rows in cells.items()
-    ]  # fmt: skip
+def summarize(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, list[float]]]:
+    """[mean, standard deviation] of each figure over the seeds of each arm."""
+    spread = lambda values: stdev(values) if len(values) > 1 else 0.0  # noqa: E731
+    columns = {arm: {name: [run[name] for run in rows] for name in rows[0]} for arm, rows in runs.items()}
+    return {arm: {name: [mean(v), spread(v)] for name, v in figures.items()} for arm, figures in columns.items()}
 
 
 def render_table(results: dict) -> str:
     """The summary as a Markdown table, one column an arm."""
-    cells = results["summary"]
-    title = lambda c: f"{NAMES[c['attention']]} + {NAMES[c['optimizer']]} ({c['learning_rate']:g})"  # noqa: E731
-    lines = ["| | " + " | ".join(title(cell) for cell in cells) + " |", "|---|" + "---:|" * len(cells)]
-    for name in cells[0]["mean"]:
+    summary = results["summary_mean_and_sd"]
+    lines = ["| | " + " | ".join(summary) + " |", "|---|" + "---:|" * len(summary)]
+    for name in next(iter(summary.values())):
         digits = 3 if name.startswith("delta") else 2
-        values = [f"{cell['mean'][name]:.{digits}f} ± {cell['sd'][name]:.{digits}f}" for cell in cells]
+        values = [f"{arm[name][0]:.{digits}f} ± {arm[name][1]:.{digits}f}" for arm in summary.values()]
         lines.append(f"| {name} | " + " | ".join(values) + " |")
     return "\n".join(lines) + "\n"
 
@@ -147,56 +120,56 @@ def plot_summary(results: dict):
         "maxabs_global": "largest\nactivation",
         "delta_w4-zeropoint-tensor": "4-bit per tensor,\nΔ perplexity",
     }
-    figure, axes = new_figure(12, 3, len(panels))
-    cells = results["summary"]
-    labels = [f"{NAMES[cell['attention']]}\n{NAMES[cell['optimizer']]}" for cell in cells]
-    colours = [BLUE if (c["attention"], c["optimizer"]) == ("softmax1", "orthoadam") else GREY for c in cells]
+    figure, axes = new_figure(12, 3.6, columns=len(panels))
+    summary = results["summary_mean_and_sd"]
+    colours = [GREY] * (len(summary) - 1) + [BLUE]
     for axis, (name, label) in zip(axes, panels.items(), strict=True):
-        means, deviations = ([cell[part][name] for cell in cells] for part in ("mean", "sd"))
-        axis.bar(range(len(cells)), means, yerr=deviations, color=colours)
-        axis.set_xticks(range(len(cells)), labels, rotation=90, fontsize=8)
+        means, deviations = ([arm[name][part] for arm in summary.values()] for part in (0, 1))
+        axis.bar(range(len(summary)), means, yerr=deviations, color=colours)
+        axis.set_xticks(range(len(summary)), list(summary), rotation=90, fontsize=8)
         axis.set_title(label, fontsize=10)
     return figure
 
 
-def save_checkpoint(folder: Path, out: Path, run: dict, results: Path) -> None:
-    """A Hub repository of one arm: weights in bfloat16, tokenizer, code and its figures."""
+def save_checkpoint(folder: Path, out: Path, results: dict, arm: str) -> None:
+    """A Hub repository of one arm: weights in bfloat16, tokenizer, code and the figures of the arm's seeds."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    head = {name: value for name, value in results.items() if name not in ("summary_mean_and_sd", "runs")}
 
     def save(aside: Path) -> None:
         model.bfloat16().save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        whole = json.loads(results.read_text())
-        own = {name: whole[name] for name in ("command", "environment", "data", "settings")} | {"run": run}
-        atomic_write_text(aside / "results.json", json.dumps(own, indent=1) + "\n")
+        figures = {"summary_mean_and_sd": results["summary_mean_and_sd"][arm], "runs": results["runs"][arm]}
+        write_json(aside / "results.json", {**head, "arm": arm, **figures})
 
     atomic_save(out, save)
 
 
 def main(args: GridArguments) -> None:
     start = time.time()
-    arms = make_arms(args)
-    corpus = load_text_corpus(yaml.safe_load(Path(args.train_config).read_text())["corpus"])
+    train_settings = yaml.safe_load(Path(args.train_config).read_text())
+    corpus = load_text_corpus(train_settings["corpus"])
+    pairs = [(arm, seed) for seed in args.seeds for arm in args.arms]  # a stopped grid has whole seeds
     with ThreadPoolExecutor(args.jobs) as pool:
-        folders = list(tqdm(pool.map(lambda arm: train_arm(args, arm), arms), total=len(arms), desc="train"))
-    pairs = zip(arms, tqdm(folders, desc="evaluate"), strict=True)
-    runs = [evaluate_arm(arm, folder, corpus, args) for arm, folder in pairs]
+        folders = list(tqdm(pool.map(lambda pair: train_arm(args, *pair), pairs), total=len(pairs), desc="train"))
+    runs: dict[str, list[dict[str, float]]] = {arm: [] for arm in args.arms}
+    for (arm, _), folder in zip(pairs, tqdm(folders, desc="evaluate"), strict=True):
+        runs[arm].append(evaluate_arm(folder, corpus, args))
+    path = Path(args.results)
     write_results(
-        args.results,
+        path,
         seeds=args.seeds,
         data={split: text_digest(corpus[split]) for split in corpus},
         wall_seconds=time.time() - start,
-        settings={**vars(args), "train": yaml.safe_load(Path(args.train_config).read_text())},
-        summary=summarize(runs),
+        settings={**vars(args), "train": train_settings},
+        summary_mean_and_sd=summarize(runs),
         runs=runs,
     )
-    path = Path(args.results)
     results = json.loads(path.read_text())
     atomic_write_text(path.with_suffix(".md"), render_table(results))
     plot_summary(results).savefig(path.with_suffix(".png"))
-    for arm, folder, run in zip(arms, folders, runs, strict=True):
-        if args.checkpoints and arm.seed == args.seeds[0]:
-            save_checkpoint(folder, Path(args.checkpoints) / f"softmax1-{arm.attention}-{arm.optimizer}", run, path)
+    for arm, folder in zip(args.arms if args.checkpoints else (), folders):
+        save_checkpoint(folder, Path(args.checkpoints) / slug(arm), results, arm)
 
 
 if __name__ == "__main__":
