@@ -173,9 +173,10 @@ def inspect_model(
             ids, valid = ids.to(model.device), valid.to(model.device)
             with _block_outputs(layers) as hidden_states:
                 output = model(ids, attention_mask=valid, output_attentions=True, use_cache=False)
-            if not output.attentions or output.attentions[0] is None:
-                raise TypeError(f"{type(model).__name__} returns no attention weights.")
-            sums.add(ids, valid.bool(), output.logits, output.attentions, hidden_states)
+            attentions = output.get("attentions")
+            if not attentions or any(weights is None for weights in attentions):
+                raise TypeError(f"{type(model).__name__} returns no attention weights for its layers.")
+            sums.add(ids, valid.bool(), output.logits, attentions, hidden_states)
     report = sums.report(len(blocks), blocks.shape[1])
     if plots_dir is not None:
         report.plot(plots_dir)

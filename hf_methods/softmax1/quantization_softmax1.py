@@ -119,6 +119,7 @@ QUANT_SCHEMES = {
     "w8a8-coarse": QuantScheme(8, "absmax", "tensor", act_bits=8),
     "w8a8-moderate": QuantScheme(8, "absmax", "channel", act_bits=8),
     "w8a8-fine": QuantScheme(8, "absmax", "channel", act_bits=8, act_granularity="channel"),
+    "w8a8-token": QuantScheme(8, "absmax", "channel", act_bits=8, act_granularity="token"),
     "w4-zeropoint": QuantScheme(4, "zeropoint", "channel"),
     "w4-zeropoint-tensor": QuantScheme(4, "zeropoint", "tensor"),
     "w4-absmax": QuantScheme(4, "absmax", "channel"),

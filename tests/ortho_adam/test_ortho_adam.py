@@ -8,6 +8,7 @@ import io
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.testing import assert_close
 from transformers import (
@@ -585,6 +586,29 @@ def test_trainer_takes_the_optimizer_both_ways_with_one_result(tmp_path):
     for name, p in results[0].items():
         assert torch.equal(p, results[1][name])
         assert (p - start[name]).abs().max() > 1e-4, name
+
+
+def test_accelerate_takes_the_same_steps_as_a_plain_loop():
+    def train(prepare):
+        torch.manual_seed(0)
+        net = nn.Linear(6, 4)
+        optimizer = OrthoAdam(net.named_parameters(), **SETTINGS)
+        net, optimizer, backward, clip = prepare(net, optimizer)
+        for step in range(3):
+            loss = net(torch.randn(8, 6, generator=torch.Generator().manual_seed(step))).square().mean()
+            backward(loss)
+            clip(net.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return net.weight.detach(), optimizer.state_dict()
+
+    def accelerated(net, optimizer):
+        accelerator = Accelerator(cpu=True)
+        return *accelerator.prepare(net, optimizer), accelerator.backward, accelerator.clip_grad_norm_
+
+    plain = lambda net, optimizer: (net, optimizer, torch.Tensor.backward, nn.utils.clip_grad_norm_)  # noqa: E731
+    (weight, state), (expected, expected_state) = train(accelerated), train(plain)
+    assert torch.equal(weight, expected) and state["param_groups"] == expected_state["param_groups"]
 
 
 def test_trainer_resumes_bit_for_bit(tmp_path):

@@ -14,6 +14,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -185,3 +187,9 @@ def test_bad_inputs_raise(ids, options, message):
 def test_an_encoder_decoder_raises():
     with pytest.raises(TypeError, match="encoder-decoder"):
         inspect_model(T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=8, d_ff=8, num_layers=1)), IDS)
+
+
+def test_a_model_without_attention_raises():
+    model = MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1))
+    with pytest.raises(TypeError, match="MambaForCausalLM returns no attention"):
+        inspect_model(model, IDS)

@@ -7,9 +7,15 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     OPTConfig,
@@ -214,6 +220,34 @@ def test_other_architectures_convert_and_reload(name, tmp_path):
 def test_conversion_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="cross-attention"):
         convert_to_softmax1(T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=8, d_ff=8, num_layers=1)))
+
+
+def small_config(cls, **kwargs):
+    sizes = dict(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    return cls(**sizes, num_key_value_heads=1, head_dim=8, max_position_embeddings=32, **TOKENS, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: GptOssForCausalLM(small_config(GptOssConfig, num_local_experts=2)), "sinks of its own"),
+        (lambda: Gemma2ForCausalLM(small_config(Gemma2Config)), "soft cap"),
+        (lambda: MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1)), "does not use"),
+        (lambda: GPT2LMHeadModel(GPT2Config(**GPT2, add_cross_attention=True)), "cross-attention"),
+    ],
+)
+def test_conversion_refuses_attention_of_another_kind(model, message):
+    with pytest.raises(ValueError, match=message):
+        convert_to_softmax1(model())
+
+
+@both
+def test_packed_sequences_do_not_see_each_other(make):
+    model = make()
+    packed, positions = IDS.reshape(1, -1), torch.arange(12).repeat(2)[None]
+    logits = model(packed, position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(logits.view(2, 12, -1), model(IDS).logits, rtol=0, atol=1e-5)
+    assert (model(packed).logits.view(2, 12, -1)[1] - model(IDS).logits[1]).abs().max() > 1e-3
 
 
 def test_load_softmax1_refuses_plain_checkpoints(tmp_path):

@@ -6,8 +6,8 @@
 python training/softmax1/grid.py --config training/softmax1/grid.yaml
 
 `grid.yaml` holds the four arms {softmax, softmax-1} x {AdamW, OrthoAdam} on the test split, `search.yaml` the search for
-their learning rates on the validation split. Writes RESULTS.json, the table RESULTS.md and the plot RESULTS.png. Trained
-models stay in `output_dir` and are not trained again.
+their learning rates on the validation split. Writes RESULTS.json and the plot RESULTS.png. Trained models stay in
+`output_dir` and are not trained again.
 """
 
 import json
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_methods.args import parse_args_and_config
-from hf_methods.checkpoints import atomic_save, atomic_write_text, write_json, write_results
+from hf_methods.checkpoints import atomic_save, write_json, write_results
 from hf_methods.data import load_text_corpus, text_digest
 from hf_methods.plotting import BLUE, GREY, new_figure
 from hf_methods.softmax1 import inspect_model, quantization_report
@@ -45,7 +45,7 @@ class GridArguments:
 
     train_config: str = field(metadata={"help": "YAML of train.py with everything that the arms share."})
     output_dir: str = field(metadata={"help": "Folder of the trained models; finished ones are not trained again."})
-    results: str = field(metadata={"help": "JSON file to write; the table and the plot lie beside it."})
+    results: str = field(metadata={"help": "JSON file to write; the plot lies beside it."})
     arms: dict = field(default_factory=dict, metadata={"help": "Name of each arm: its own options of train.py."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
     jobs: int = field(default=2, metadata={"help": "Trainings at a time; they share the cores."})
@@ -98,17 +98,6 @@ def summarize(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, li
     spread = lambda values: stdev(values) if len(values) > 1 else 0.0  # noqa: E731
     columns = {arm: {name: [run[name] for run in rows] for name in rows[0]} for arm, rows in runs.items()}
     return {arm: {name: [mean(v), spread(v)] for name, v in figures.items()} for arm, figures in columns.items()}
-
-
-def render_table(results: dict) -> str:
-    """The summary as a Markdown table, one column an arm."""
-    summary = results["summary_mean_and_sd"]
-    lines = ["| | " + " | ".join(summary) + " |", "|---|" + "---:|" * len(summary)]
-    for name in next(iter(summary.values())):
-        digits = 3 if name.startswith("delta") else 2
-        values = [f"{arm[name][0]:.{digits}f} ± {arm[name][1]:.{digits}f}" for arm in summary.values()]
-        lines.append(f"| {name} | " + " | ".join(values) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def plot_summary(results: dict):
@@ -166,7 +155,6 @@ def main(args: GridArguments) -> None:
         runs=runs,
     )
     results = json.loads(path.read_text())
-    atomic_write_text(path.with_suffix(".md"), render_table(results))
     plot_summary(results).savefig(path.with_suffix(".png"))
     for arm, folder in zip(args.arms if args.checkpoints else (), folders):
         save_checkpoint(folder, Path(args.checkpoints) / slug(arm), results, arm)

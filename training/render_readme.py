@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: 2026 The hf_methods authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Put the measured tables into README.md, between `<!-- table: path of a JSON file -->` and `<!-- end -->`.
+
+python training/render_readme.py
+"""
+
+import json
+import re
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[1]
+MARKED = re.compile(r"<!-- table: (\S+) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+LABELS = {
+    "perplexity": "perplexity",
+    "first_token_mass_pct": "attention on the first token, %",
+    "null_mass_pct": "attention on nothing, %",
+    "first_token_argmax_pct": "queries with their largest weight on the first token, %",
+    "heads_first_token_max_pct": "heads with the first token on top, %",
+    "kurtosis_first": "kurtosis, first token",
+    "kurtosis_rest": "kurtosis, other tokens",
+    "maxabs_first": "mean largest activation, first token",
+    "maxabs_rest": "mean largest activation, other tokens",
+    "maxabs_global": "largest activation",
+    "loss": "loss",
+    "loss_optimum": "loss of a perfect model",
+    "accuracy_copy_pct": "copies that are right, %",
+}
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table whose first column is text."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def render_arms(summary: dict[str, dict[str, list[float]]]) -> str:
+    """Mean and standard deviation over the seeds, one column an arm."""
+    rows = []
+    for name in next(iter(summary.values())):
+        label = LABELS.get(name) or ("Δ perplexity, " + name.removeprefix("delta_") if "delta" in name else None)
+        if label:
+            digits = 3 if name.startswith("delta") else 2
+            cells = [f"{arm[name][0]:.{digits}f} ± {arm[name][1]:.{digits}f}" for arm in summary.values()]
+            rows.append([label, *cells])
+    return markdown(["", *summary], rows)
+
+
+def render_ratios(settings: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Time relative to the peer, which is the first row, and the peer's median; one column a setting."""
+    first = next(iter(settings.values()))
+    rows = [[name, *(f"{setting[name]['ratio']:.2f}" for setting in settings.values())] for name in first]
+    rows[0][1:] = [f"1 ({next(iter(setting.values()))['median_ms']:.1f} ms)" for setting in settings.values()]
+    return markdown(["", *settings], rows)
+
+
+RENDERERS = {
+    "summary_mean_and_sd": render_arms,
+    "time_forward_backward_causal": render_ratios,
+    "optimizer_step": render_ratios,
+}
+
+
+def render(text: str) -> str:
+    """`text` with each marked block replaced by the table of its JSON file and key."""
+
+    def table(match: re.Match) -> str:
+        results = json.loads((ROOT / match[1]).read_text())
+        return f"<!-- table: {match[1]} {match[2]} -->\n{RENDERERS[match[2]](results[match[2]])}\n<!-- end -->"
+
+    return MARKED.sub(table, text)
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(render(readme.read_text()))
