@@ -7,6 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optimum.quanto import freeze, qint8
+from optimum.quanto import quantize as quanto_quantize
+from torch import nn
+from torchao.quantization import IntxWeightOnlyConfig, quantize_
+from torchao.quantization.granularity import PerAxis
+from torchao.quantization.quant_primitives import MappingType
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
@@ -18,7 +24,7 @@ from hf_methods.softmax1 import (
     quantization_report,
     quantize_tensor,
 )
-from hf_methods.softmax1.quantization_softmax1 import block_linears, pack, unpack
+from hf_methods.softmax1.quantization_softmax1 import RoundToNearestLinear, block_linears, pack, unpack
 
 
 TOKENS = dict(bos_token_id=0, eos_token_id=None, pad_token_id=0)
@@ -189,3 +195,34 @@ def test_half_precision_models_reload_bit_identically(dtype, tmp_path):
     quantized.save_pretrained(tmp_path / "packed")
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "packed", dtype=dtype)
     torch.testing.assert_close(reloaded(IDS).logits, quantized(IDS).logits, rtol=0, atol=0)
+
+
+def linear_and_names():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 16))
+    for module in model:
+        nn.init.normal_(module.weight, std=0.3)
+    return model, ["0", "1"]
+
+
+def round_to_nearest(model, **options):
+    return nn.Sequential(*(RoundToNearestLinear.from_linear(m, RoundToNearestConfig(**options)) for m in model))
+
+
+def test_four_bit_zero_point_equals_torchaos_asymmetric_quantiser():
+    model, names = linear_and_names()
+    x = torch.randn(5, 64)
+    ours = round_to_nearest(model, bits=4)(x)
+    config = IntxWeightOnlyConfig(torch.int4, PerAxis(0), mapping_type=MappingType.ASYMMETRIC)
+    quantize_(model, config, filter_fn=lambda module, name: name in names)
+    torch.testing.assert_close(ours, model(x), rtol=0, atol=1e-5)
+
+
+def test_eight_bit_absmax_equals_quantos_quantiser():
+    model, names = linear_and_names()
+    x = torch.randn(5, 64)
+    ours, before = round_to_nearest(model, bits=8, scheme="absmax")(x), model(x)
+    quanto_quantize(model, weights=qint8, include=names)
+    freeze(model)
+    torch.testing.assert_close(ours, model(x), rtol=0, atol=1e-5)
+    assert (ours - before).abs().max() > 1e-3
