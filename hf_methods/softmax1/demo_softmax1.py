@@ -52,9 +52,9 @@ def run_demo(out: Path, steps: int) -> str:
     Raises:
         FileNotFoundError: not run in a checkout with its `model_cards/`.
     """
-    folders = sorted(path.parent for path in CHECKPOINTS.glob("softmax1-*/config.json"))
+    folders = sorted(path.parent for path in CHECKPOINTS.glob("softmax*/config.json"))
     if not folders:
-        raise FileNotFoundError(f"{CHECKPOINTS}/softmax1-*: run the demo in a checkout of hf_methods.")
+        raise FileNotFoundError(f"{CHECKPOINTS}/softmax* is missing: run the demo in a checkout of hf_methods.")
     corpus = load_text_corpus("python")
     with tempfile.TemporaryDirectory() as trained:
         seconds = _train(Path(trained), steps)
