@@ -58,7 +58,7 @@ def inspect(
     schemes = list(QUANT_SCHEMES) if quant == "all" else [name.strip() for name in quant.split(",")] if quant else []
     if unknown := [name for name in schemes if name not in QUANT_SCHEMES]:
         raise ValueError(f"--quant must be 'all' or of {', '.join(QUANT_SCHEMES)}, got {', '.join(unknown)}.")
-    loaded, tokenizer = _load(model, full_precision=bool(schemes))
+    loaded, tokenizer = _load(model, unquantized=bool(schemes))
     evaluation, training = _texts(text)
     if seq_len is None:
         seq_len = min(256, getattr(loaded.config.get_text_config(), "max_position_embeddings", None) or 256)
@@ -93,7 +93,7 @@ def quantize(
     config = RoundToNearestConfig(bits, scheme, granularity, group_size)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} is not empty; remove it or give a new folder.")
-    quantized, tokenizer = _load(model, full_precision=True, quantization_config=config)
+    quantized, tokenizer = _load(model, unquantized=True, quantization_config=config)
 
     def save(folder: Path) -> None:
         quantized.save_pretrained(folder)
@@ -128,7 +128,7 @@ def env() -> None:
     print(json.dumps(environment(), indent=1))
 
 
-def _load(model: str, full_precision: bool, **kwargs):
+def _load(model: str, unquantized: bool, **kwargs):
     """The model, with softmax-1 also where `convert_to_softmax1` put it, and its tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -138,7 +138,7 @@ def _load(model: str, full_precision: bool, **kwargs):
         config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     except Exception as error:  # foreign files fail in many ways
         raise ValueError(f"{model} can't be loaded as a folder or Hub id: {error}") from error
-    if full_precision and getattr(config, "quantization_config", None):
+    if unquantized and getattr(config, "quantization_config", None):
         raise ValueError(f"{model} is quantised already; give the checkpoint that it was made of.")
     is_softmax1 = getattr(config, "attention_softmax", None) == "softmax1"
     load = load_softmax1 if is_softmax1 else AutoModelForCausalLM.from_pretrained

@@ -109,13 +109,14 @@ def plot_summary(results: dict):
         "maxabs_global": "largest\nactivation",
         "delta_w4-zeropoint-tensor": "4-bit per tensor,\nΔ perplexity",
     }
-    figure, axes = new_figure(12, 3.6, columns=len(panels))
     summary = results["summary_mean_and_sd"]
+    figure, axes = new_figure(12, 0.8 + 0.3 * len(summary), columns=len(panels))
     colours = [GREY] * (len(summary) - 1) + [BLUE]
     for axis, (name, label) in zip(axes, panels.items(), strict=True):
         means, deviations = ([arm[name][part] for arm in summary.values()] for part in (0, 1))
-        axis.bar(range(len(summary)), means, yerr=deviations, color=colours)
-        axis.set_xticks(range(len(summary)), list(summary), rotation=90, fontsize=8)
+        axis.barh(range(len(summary)), means, xerr=deviations, color=colours)
+        axis.set_yticks(range(len(summary)), list(summary) if axis is axes[0] else [])
+        axis.invert_yaxis()
         axis.set_title(label, fontsize=10)
     return figure
 
