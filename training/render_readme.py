@@ -56,7 +56,15 @@ def render_ratios(settings: dict[str, dict[str, dict[str, float]]]) -> str:
     return markdown(["", *settings], rows)
 
 
+def render_columns(table: dict[str, dict[str, float]]) -> str:
+    """One column a key, single figures."""
+    names = next(iter(table.values()))
+    rows = [[name.replace("delta", "Δ"), *(f"{column[name]:.3f}" for column in table.values())] for name in names]
+    return markdown(["", *table], rows)
+
+
 RENDERERS = {
+    "table": render_columns,
     "summary_mean_and_sd": render_arms,
     "time_forward_backward_causal": render_ratios,
     "optimizer_step": render_ratios,
