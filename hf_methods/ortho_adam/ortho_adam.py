@@ -469,7 +469,7 @@ def ortho_adam_parameter_groups(
             if not param.requires_grad or (param.ndim >= 2) != is_decayed:
                 continue
             pattern = next((pattern for pattern in rotations if re.search(pattern, name)), None)
-            options = {"weight_decay": weight_decay if is_decayed else 0.0}
+            options: dict[str, Any] = {"weight_decay": weight_decay if is_decayed else 0.0}
             if pattern is not None:
                 options["rotation"] = rotations[pattern]
             group = groups.setdefault((is_decayed, str(options.get("rotation"))), {"params": [], **options})

@@ -98,9 +98,10 @@ def main() -> None:
     for threads in (1, all_threads):
         torch.set_num_threads(threads)
         step[f"{threads} threads"] = benchmark_step()
+    results = dict(optimizer_step=step, training_step=benchmark_training_step())
+    results["state_bytes_per_parameter_byte"] = memory()
     write_results(
-        RESULTS, seeds=[0], data={}, wall_seconds=time.time() - start,
-        optimizer_step=step, training_step=benchmark_training_step(), state_bytes_per_parameter_byte=memory(),
+        RESULTS, seeds=[0], data={}, wall_seconds=time.time() - start, **results
     )  # fmt: skip
     print(RESULTS.read_text())
 
