@@ -128,3 +128,9 @@ def test_what_was_saved_without_the_package_still_carries_its_code(name, saved):
     reloaded = AutoModelForCausalLM.from_pretrained(again)  # here the package is there: no flag, the package's class
     assert type(reloaded) is CASES[name][1]
     torch.testing.assert_close(reloaded(IDS).logits, make(name)(IDS).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("folder", sorted((PACKAGE.parent / "model_cards").iterdir()), ids=lambda folder: folder.name)
+def test_the_code_of_a_committed_checkpoint_is_the_packages(folder):
+    for name in FILES:
+        assert (folder / name).read_bytes() == (PACKAGE / "softmax1" / name).read_bytes()

@@ -15,6 +15,7 @@ from transformers import initialization as init
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from .attention_softmax1 import softmax1_attention_forward, softmax1_eager_attention_forward
@@ -59,6 +60,22 @@ class SingleScaleRMSNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps}"
+
+
+class BiasFreeConv1D(Conv1D):
+    """GPT-2's `Conv1D`, weight (in_features, out_features), without its bias.
+
+    Args:
+        nf: output features.
+        nx: input features.
+    """
+
+    def __init__(self, nf: int, nx: int):
+        super().__init__(nf, nx)
+        self.bias = None  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
 
 
 class Softmax1Mixin:
@@ -106,8 +123,8 @@ class Softmax1GPT2LMHeadModel(Softmax1Mixin, GPT2LMHeadModel):
             inner_dim = config.n_inner or 4 * config.hidden_size
             for block in self.transformer.h:
                 mlp: nn.Module = block.mlp  # type: ignore[assignment]
-                mlp.c_fc = nn.Linear(config.hidden_size, inner_dim, bias=False)
-                mlp.c_proj = nn.Linear(inner_dim, config.hidden_size, bias=False)
+                mlp.c_fc = BiasFreeConv1D(inner_dim, config.hidden_size)
+                mlp.c_proj = BiasFreeConv1D(config.hidden_size, inner_dim)
         self.post_init()
 
     @functools.wraps(GPT2LMHeadModel.forward)  # Trainer and generation read the signature

@@ -522,13 +522,18 @@ def residual_models():
     sizes = dict(intermediate_size=20, num_key_value_heads=1, head_dim=4, max_position_embeddings=16)
     return {
         "gpt2": GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=16, n_embd=12, n_layer=1, n_head=2, n_inner=20)),
+        "gpt2 without MLP biases": Softmax1GPT2LMHeadModel(
+            Softmax1GPT2Config(
+                vocab_size=32, n_positions=16, n_embd=12, n_layer=1, n_head=2, n_inner=12, mlp_bias=False
+            )
+        ),
         "llama": LlamaForCausalLM(LlamaConfig(**small, **sizes)),
         "qwen": Qwen3ForCausalLM(Qwen3Config(**small, **sizes)),
         "opt": OPTForCausalLM(OPTConfig(**small, ffn_dim=20, word_embed_proj_dim=12, max_position_embeddings=14)),
     }
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen", "opt"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt2 without MLP biases", "llama", "qwen", "opt"])
 def test_residual_rotations_turn_each_parameter_on_the_residual_stream_and_nothing_else(name):
     """Rotating the residual stream of a model without norms leaves its function: each matrix has one such axis."""
     model = residual_models()[name]
@@ -540,7 +545,7 @@ def test_residual_rotations_turn_each_parameter_on_the_residual_stream_and_nothi
         inner = (reads and param.ndim == 1) or "q_norm" in key or "k_norm" in key
         assert rotated == ([] if inner else [12]), key
         if param.ndim == 2 and param.shape == (12, 12):  # square: nn.Linear and Conv1D have their output elsewhere
-            output_axis = 1 if name == "gpt2" else 0
+            output_axis = 1 if "gpt2" in name else 0
             assert kinds[key][output_axis] == ("identity" if reads else "dense"), key
 
 
