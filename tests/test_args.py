@@ -143,7 +143,8 @@ def test_unknown_and_abbreviated_options_are_errors(argv):
 
 def types_of(config):
     """The dataclasses that the script of a YAML parses into: those of the script itself, or of training_<m>.py."""
-    script = config.with_suffix(".py") if config.with_suffix(".py").exists() else config.with_name("train.py")
+    script = config.with_name("grid.py" if "\ntrain_config:" in config.read_text() else f"{config.stem}.py")
+    script = script if script.exists() else config.with_name("train.py")
     if script.name == "train.py":
         return {"softmax1": (ModelArguments, DataArguments, Softmax1TrainingArguments)}[config.parent.name]
     spec = importlib.util.spec_from_file_location(f"script_{script.stem}", script)

@@ -330,5 +330,6 @@ def test_a_process_gives_one_line_and_no_traceback(tmp_path):
     command = [sys.executable, "-m", "hf_methods.cli", "inspect", "no-such-folder", "--text", "python", "--out", "x"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 1 and result.stdout == ""
-    (line,) = result.stderr.splitlines()
+    # torchao, where it is installed, makes torch log deprecations when transformers imports it
+    (line,) = (line for line in result.stderr.splitlines() if "torch/utils/_pytree.py" not in line)
     assert line.startswith("hf-methods: no-such-folder can't be loaded as a folder or Hub id: ")
