@@ -257,7 +257,9 @@ def test_load_softmax1_refuses_plain_checkpoints(tmp_path):
 
 
 @pytest.mark.slow
-def test_compiles_without_graph_breaks():
-    model = gpt2()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+@both
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_without_graph_breaks(backend, make):
+    model = make()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(IDS).logits, model(IDS).logits, rtol=0, atol=1e-4)
