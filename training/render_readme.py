@@ -63,7 +63,15 @@ def render_columns(table: dict[str, dict[str, float]]) -> str:
     return markdown(["", *table], rows)
 
 
+def render_training_step(step: dict) -> str:
+    """Medians of the parts of a training step, and the ratio of the whole."""
+    times = [[name, f"{part['median_ms'] / 1000:.2f} s"] for name, part in step.items() if isinstance(part, dict)]
+    ratios = [[name, f"{value:.3f}"] for name, value in step.items() if not isinstance(value, dict)]
+    return markdown(["", "median"], times + ratios)
+
+
 RENDERERS = {
+    "training_step": render_training_step,
     "table": render_columns,
     "summary_mean_and_sd": render_arms,
     "time_forward_backward_causal": render_ratios,
