@@ -3,6 +3,8 @@
 
 """Published methods on the Hugging Face stack; importing this registers their Auto classes."""
 
+from importlib.metadata import version
+
 from hf_methods.ortho_adam import OrthoAdam, ortho_adam_parameter_groups
 from hf_methods.softmax1 import (
     ModelReport,
@@ -18,6 +20,7 @@ from hf_methods.softmax1 import (
 )
 
 
+__version__ = version("hf_methods")
 __all__ = [
     "ModelReport",
     "OrthoAdam",

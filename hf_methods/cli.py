@@ -5,6 +5,7 @@
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 # click's class, by way of typer: newer versions of typer carry a click of their own
 UsageError: type[typer.BadParameter] = typer.BadParameter.__base__  # type: ignore[assignment]
 
+Method = Annotated[str, typer.Argument(help="'softmax1'.")]
 Model = Annotated[str, typer.Argument(help="Folder or Hub id of a causal language model.")]
 
 
@@ -107,7 +109,7 @@ def quantize(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
     context: typer.Context,
-    method: Annotated[str, typer.Argument(help="'softmax1'.")],
+    method: Method,
 ) -> None:
     """Run training/METHOD/train.py of a checkout with the options behind METHOD (see also `accelerate launch`)."""
     import runpy
@@ -121,11 +123,94 @@ def train(
 
 
 @app.command()
+def publish(
+    method: Method,
+    repo_id: Annotated[str, typer.Option(help="ORG/NAME on the Hub; made if it is not there.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder of a trained model with its results.json.", file_okay=False)
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    revision: Annotated[str, typer.Option(help="Branch to commit to.")] = "main",
+    tag: Annotated[str, typer.Option(help="Name of the version.")] = f"v{version('hf_methods')}",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build and verify, send nothing.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder to build in.", file_okay=False)] = Path("runs/publish"),
+    space: Annotated[bool, typer.Option("--space", help="Publish the method's Space, which shows --model.")] = False,
+    model: Annotated[list[str], typer.Option(help="With --space: id of a published model; may be repeated.")] = [],  # noqa: B006
+) -> None:
+    """Publish a trained model, or the method's Space, on the Hub: build, verify in a fresh process, commit, tag."""
+    from hf_methods.hub import build_repository, build_space, plan_upload, upload, verify_repository
+
+    recipe, folder = _recipe(method), out / repo_id.replace("/", "--")
+    if repo_id.count("/") != 1:
+        raise ValueError(f"--repo-id must be ORG/NAME, got {repo_id!r}.")
+    if space == (checkpoint is not None):
+        raise ValueError("give either --checkpoint FOLDER, for a model, or --space.")
+    if space:
+        build_space(method, folder, model)
+    else:
+        build_repository(recipe, str(checkpoint), folder, repo_id)
+        verify_repository(recipe, folder)
+        print(f"verified: a process with only {', '.join(recipe.all_requirements)} gives the same answers")
+    if dry_run:
+        _print_plan(folder)(plan_upload(folder, {}))
+        print(f"dry run: {folder} is what {repo_id} would hold; nothing was sent")
+        return
+    kind = "space" if space else "model"
+    commit = upload(
+        folder, repo_id, tag=tag, repo_type=kind, private=private, revision=revision, show=_print_plan(folder)
+    )
+    print(f"published: {repo_id}, version {tag}, commit {commit}")
+
+
+@app.command()
+def space(
+    method: Method,
+    model: Annotated[list[str], typer.Option(help="Folder or Hub id; may be repeated. Default: model_cards/.")] = [],  # noqa: B006
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 7860,
+) -> None:
+    """Run a method's Space on this machine, in the browser at http://127.0.0.1:PORT."""
+    import os
+    import subprocess
+
+    app_file = Path("spaces") / method / "app.py"
+    recipe = _recipe(method)
+    if not app_file.exists():
+        raise ValueError(f"{app_file} does not exist: run in a checkout of hf_methods.")
+    models = model or [str(Path("model_cards", name)) for name in recipe.space_checkpoints]
+    env = {"MODEL_IDS": ",".join(models), "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
+    sys.exit(subprocess.run([sys.executable, str(app_file)], env={**os.environ, **env}, check=False).returncode)
+
+
+@app.command()
 def env() -> None:
     """Print versions and the kind of machine, for a bug report."""
     from hf_methods.checkpoints import environment
 
     print(json.dumps(environment(), indent=1))
+
+
+def _recipe(method: str):
+    """How a method's repositories are built."""
+    import importlib
+
+    name = f"hf_methods.{method}.publishing_{method}"
+    methods = sorted(path.parent.name for path in Path(__file__).parent.glob("*/publishing_*.py"))
+    if method not in methods:
+        raise ValueError(f"METHOD must be one of {', '.join(methods)}, got {method!r}.")
+    return importlib.import_module(name).RECIPE
+
+
+def _print_plan(folder: Path):
+    """A function that prints an upload plan for `folder`."""
+
+    def show(plan) -> None:
+        for change in ("added", "changed", "unchanged", "deleted"):
+            for name in getattr(plan, change):
+                path = folder / name
+                size = f"{path.stat().st_size / 1e3:10.1f} kB" if path.exists() else " " * 13
+                print(f"{change:10s} {size}  {name}")
+
+    return show
 
 
 def _load(model: str, unquantized: bool, **kwargs):

@@ -24,6 +24,7 @@ from hf_methods import (
 
 
 PACKAGE = Path(hf_methods.__file__).parent
+CHECKPOINTS = sorted(path.parent for path in (PACKAGE.parent / "model_cards").glob("*/config.json"))
 FILES = ["attention_softmax1.py", "configuration_softmax1.py", "modeling_softmax1.py"]
 IDS = torch.arange(12)[None]
 COMMON = dict(vocab_size=50, bos_token_id=0, eos_token_id=None, pad_token_id=0, initializer_range=0.3)
@@ -130,7 +131,13 @@ def test_what_was_saved_without_the_package_still_carries_its_code(name, saved):
     torch.testing.assert_close(reloaded(IDS).logits, make(name)(IDS).logits, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("folder", sorted((PACKAGE.parent / "model_cards").iterdir()), ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
 def test_the_code_of_a_committed_checkpoint_is_the_packages(folder):
-    for name in FILES:
-        assert (folder / name).read_bytes() == (PACKAGE / "softmax1" / name).read_bytes()
+    config = json.loads((folder / "config.json").read_text())
+    methods = {reference.partition(".")[0].rpartition("_")[2] for reference in config["auto_map"].values()}
+    assert len(methods) == 1
+    code = {path.name: path.read_bytes() for path in folder.glob("*.py")}
+    of_package = PACKAGE / methods.pop()
+    assert code == {path.name: path.read_bytes() for path in of_package.glob("*.py") if path.name in code}
+    named = {*config["auto_map"].values(), *(item["impl"] for item in config.get("custom_pipelines", {}).values())}
+    assert {name.partition(".")[0] + ".py" for name in named} <= code.keys()

@@ -4,6 +4,7 @@
 """Softmax-1 attention in Hugging Face model classes; inspection; round-to-nearest quantisation."""
 
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_methods.softmax1.attention_softmax1 import softmax1, softmax1_attention
 from hf_methods.softmax1.configuration_softmax1 import Softmax1GPT2Config, Softmax1LlamaConfig
@@ -16,6 +17,7 @@ from hf_methods.softmax1.modeling_softmax1 import (
     load_softmax1,
     register_softmax1,
 )
+from hf_methods.softmax1.pipeline_softmax1 import TASK, Softmax1TextGenerationPipeline
 from hf_methods.softmax1.quantization_softmax1 import (
     QUANT_SCHEMES,
     RoundToNearestConfig,
@@ -32,3 +34,7 @@ for config_class, model_class in (
     AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
     config_class.register_for_auto_class()
     model_class.register_for_auto_class("AutoModelForCausalLM")
+if TASK not in PIPELINE_REGISTRY.get_supported_tasks():  # a second registration warns
+    PIPELINE_REGISTRY.register_pipeline(
+        TASK, pipeline_class=Softmax1TextGenerationPipeline, pt_model=AutoModelForCausalLM, type="text"
+    )

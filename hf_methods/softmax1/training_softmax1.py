@@ -98,8 +98,9 @@ def build_model(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    model: Softmax1GPT2LMHeadModel | Softmax1LlamaForCausalLM
     if args.architecture == "llama":
-        return Softmax1LlamaForCausalLM(
+        model = Softmax1LlamaForCausalLM(
             Softmax1LlamaConfig(
                 hidden_size=args.hidden_size,
                 intermediate_size=intermediate_size,
@@ -109,16 +110,20 @@ def build_model(
                 **common,
             )
         )
-    return Softmax1GPT2LMHeadModel(
-        Softmax1GPT2Config(
-            n_embd=args.hidden_size,
-            n_inner=intermediate_size,
-            n_layer=args.num_layers,
-            n_head=args.num_heads,
-            n_positions=seq_len,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            **common,
+    else:
+        model = Softmax1GPT2LMHeadModel(
+            Softmax1GPT2Config(
+                n_embd=args.hidden_size,
+                n_inner=intermediate_size,
+                n_layer=args.num_layers,
+                n_head=args.num_heads,
+                n_positions=seq_len,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                **common,
+            )
         )
-    )
+    # or `pipeline` generates 256 tokens by default, past the end of short models
+    model.generation_config.max_length = seq_len  # type: ignore[union-attr]
+    return model

@@ -122,15 +122,14 @@ def plot_summary(results: dict):
 
 
 def save_checkpoint(folder: Path, out: Path, results: dict, arm: str) -> None:
-    """A Hub repository of one arm: weights in bfloat16, tokenizer, code and the figures of the arm's seeds."""
+    """A Hub repository of one arm: weights in bfloat16, tokenizer, code, and the figures of all arms."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    head = {name: value for name, value in results.items() if name not in ("summary_mean_and_sd", "runs")}
 
     def save(aside: Path) -> None:
         model.bfloat16().save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        figures = {"summary_mean_and_sd": results["summary_mean_and_sd"][arm], "runs": results["runs"][arm]}
-        write_json(aside / "results.json", {**head, "arm": arm, **figures})
+        write_json(aside / "results.json", {**results, "arm": arm})
+        plot_summary(results).savefig(aside / "results.png")
 
     atomic_save(out, save)
 
