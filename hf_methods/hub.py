@@ -142,10 +142,13 @@ def verify_repository(recipe: RepositoryRecipe, folder: str | Path) -> None:
     """Load `folder` here, and in a fresh process with nothing but its requirements.txt, and compare the answers.
 
     Raises:
-        ValueError: the fresh process fails, or answers something else.
+        ValueError: the pipeline fails here or in the fresh process, or answers something else there.
     """
     folder = Path(folder).resolve()
-    here = pipeline_records(str(folder), recipe.task, recipe.example, trust_remote_code=True)
+    try:
+        here = pipeline_records(str(folder), recipe.task, recipe.example, trust_remote_code=True)
+    except Exception as error:  # foreign weights and configurations fail in many ways
+        raise ValueError(f"the pipeline {recipe.task} fails on the repository: {error}") from error
     with tempfile.TemporaryDirectory() as scratch:
         example, output = Path(scratch, "example.json"), Path(scratch, "output.json")
         example.write_text(json.dumps(recipe.example), "utf-8")

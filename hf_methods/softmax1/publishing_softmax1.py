@@ -80,7 +80,13 @@ RECIPE = RepositoryRecipe(
     task=TASK,
     example={
         "args": [["import os\n\n\ndef main(", "class Node:\n    def __init__(self, "]],
-        "kwargs": {"max_new_tokens": 16, "do_sample": False, "return_attention_shares": True},
+        # "hole" cuts the prompt of models with few positions
+        "kwargs": {
+            "max_new_tokens": 16,
+            "do_sample": False,
+            "return_attention_shares": True,
+            "handle_long_generation": "hole",
+        },
     },
     card_data=card_data,
     space_checkpoints=("softmax-adamw", "softmax1-orthoadam"),

@@ -1,15 +1,18 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Settings of one training run, and the model that they describe."""
+"""Settings of one training run, the model that they describe, and the figures of what was trained."""
 
 import os
 from dataclasses import dataclass, field
 
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from hf_methods.softmax1.configuration_softmax1 import Softmax1GPT2Config, Softmax1LlamaConfig
+from hf_methods.softmax1.inspection_softmax1 import inspect_model
 from hf_methods.softmax1.modeling_softmax1 import Softmax1GPT2LMHeadModel, Softmax1LlamaForCausalLM
+from hf_methods.softmax1.quantization_softmax1 import quantization_report
 
 
 @dataclass
@@ -127,3 +130,26 @@ def build_model(
     # or `pipeline` generates 256 tokens by default, past the end of short models
     model.generation_config.max_length = seq_len  # type: ignore[union-attr]
     return model
+
+
+FIGURES = (
+    "perplexity", "first_token_mass_pct", "null_mass_pct", "first_token_argmax_pct", "heads_first_token_max_pct",
+    "kurtosis_first", "kurtosis_rest", "maxabs_first", "maxabs_rest", "maxabs_global",
+)  # fmt: skip
+
+
+def compute_figures(model: PreTrainedModel, blocks: Tensor, calibration_blocks: Tensor) -> dict[str, float]:
+    """The figures that results.json and the cards give of a trained model.
+
+    Args:
+        model: any causal language model.
+        blocks: token ids (blocks, seq_len) of held-out text.
+        calibration_blocks: token ids of training text, for the scales of quantised activations.
+
+    Returns:
+        The fields `FIGURES` of `ModelReport`, and the perplexity that each quantisation scheme adds, as `delta_<scheme>`.
+    """
+    report = inspect_model(model, blocks, max_blocks=len(blocks), batch_size=64)
+    rows = quantization_report(model, blocks, calibration_blocks, batch_size=64)
+    figures = {name: getattr(report, name) for name in FIGURES}
+    return {**figures, **{f"delta_{row['scheme']}": row["delta"] for row in rows}}

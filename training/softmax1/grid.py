@@ -29,14 +29,8 @@ from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import atomic_save, write_json, write_results
 from hf_methods.data import load_text_corpus, text_digest
 from hf_methods.plotting import BLUE, GREY, new_figure
-from hf_methods.softmax1 import inspect_model, quantization_report
 from hf_methods.softmax1.data_softmax1 import token_blocks
-
-
-SCALARS = (
-    "perplexity", "first_token_mass_pct", "null_mass_pct", "first_token_argmax_pct", "heads_first_token_max_pct",
-    "kurtosis_first", "kurtosis_rest", "maxabs_first", "maxabs_rest", "maxabs_global",
-)  # fmt: skip
+from hf_methods.softmax1.training_softmax1 import compute_figures
 
 
 @dataclass
@@ -87,10 +81,7 @@ def evaluate_arm(folder: Path, corpus, args: GridArguments) -> dict[str, float]:
     blocks = token_blocks(corpus[args.split]["text"], tokenizer, seq_len, add_bos=True)[: args.eval_blocks]
     # Calibration text is training text, never the text of the figures.
     calibration = token_blocks(corpus["train"]["text"][:50], tokenizer, seq_len, add_bos=True)[:256]
-    report = inspect_model(model, blocks, max_blocks=len(blocks), batch_size=64)
-    rows = quantization_report(model, blocks, calibration, batch_size=64)
-    figures = {name: getattr(report, name) for name in SCALARS}
-    return {**figures, **{f"delta_{row['scheme']}": row["delta"] for row in rows}}
+    return compute_figures(model, blocks, calibration)
 
 
 def summarize(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, list[float]]]:

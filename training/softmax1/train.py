@@ -8,14 +8,17 @@ accelerate launch training/softmax1/train.py --config training/softmax1/python_s
 A run that was stopped goes on from its last checkpoint in `output_dir`.
 """
 
+import time
+from itertools import islice
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, Trainer, default_data_collator, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, default_data_collator, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_methods.args import parse_args_and_config
-from hf_methods.data import load_text_corpus, stream_text_corpus
+from hf_methods.checkpoints import write_results
+from hf_methods.data import load_text_corpus, stream_text_corpus, text_digest
 from hf_methods.ortho_adam import RESIDUAL_ROTATIONS, ortho_adam_cls_and_kwargs, ortho_adam_parameter_groups
 from hf_methods.softmax1.data_softmax1 import blocks_dataset, stream_blocks, token_blocks, train_tokenizer
 from hf_methods.softmax1.training_softmax1 import (
@@ -23,17 +26,23 @@ from hf_methods.softmax1.training_softmax1 import (
     ModelArguments,
     Softmax1TrainingArguments,
     build_model,
+    compute_figures,
 )
 
 
+LABELS = {"softmax": "softmax", "softmax1": "softmax-1", "adamw": "AdamW", "orthoadam": "OrthoAdam"}
+RUN_SETTINGS = ("optimizer", "learning_rate", "weight_decay", "per_device_train_batch_size")  # of a card
+
+
 def load_data(args: DataArguments, seed: int):
-    """The tokenizer, and the blocks of the training and the validation split as data sets."""
+    """The tokenizer, the blocks of the training and the validation split as data sets, and digests of the texts."""
     if args.streaming:
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
         train_texts = stream_text_corpus(args.corpus, args.corpus_config, "train").shuffle(seed, buffer_size=10_000)
         eval_texts = stream_text_corpus(args.corpus, args.corpus_config, "validation")
         train_blocks = stream_blocks(train_texts, tokenizer, args.seq_len, add_bos=True)
-        return tokenizer, train_blocks, stream_blocks(eval_texts, tokenizer, args.seq_len, True).take(args.eval_blocks)
+        eval_blocks = stream_blocks(eval_texts, tokenizer, args.seq_len, add_bos=True).take(args.eval_blocks)
+        return tokenizer, train_blocks, eval_blocks, {}
     corpus = load_text_corpus(args.corpus, args.corpus_config)
     if args.tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
@@ -41,7 +50,8 @@ def load_data(args: DataArguments, seed: int):
         tokenizer = train_tokenizer(corpus["train"]["text"], args.vocab_size)
     train_blocks = token_blocks(corpus["train"]["text"], tokenizer, args.seq_len, add_bos=True)
     eval_blocks = token_blocks(corpus["validation"]["text"], tokenizer, args.seq_len, add_bos=True)
-    return tokenizer, blocks_dataset(train_blocks), blocks_dataset(eval_blocks[: args.eval_blocks])
+    digests = {split: text_digest(corpus[split]) for split in ("train", "validation")}
+    return tokenizer, blocks_dataset(train_blocks), blocks_dataset(eval_blocks[: args.eval_blocks]), digests
 
 
 def build_optimizer(model, args: Softmax1TrainingArguments):
@@ -55,10 +65,12 @@ def build_optimizer(model, args: Softmax1TrainingArguments):
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, args: Softmax1TrainingArguments) -> None:
-    """Train, then save the model and its tokenizer in `args.output_dir`."""
+    """Train, then save the model, its tokenizer and results.json in `args.output_dir`."""
+    start = time.time()
     set_seed(args.seed)
-    tokenizer, train_dataset, eval_dataset = load_data(data_args, args.seed)
+    tokenizer, train_dataset, eval_dataset, digests = load_data(data_args, args.seed)
     model = build_model(model_args, tokenizer, data_args.seq_len)
+    tokenizer.model_max_length = data_args.seq_len  # what pipelines can cut a long prompt to
     trainer = Trainer(
         model=model,
         args=args,
@@ -72,6 +84,28 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: Softmax1Tr
     last_checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
     trainer.train(resume_from_checkpoint=last_checkpoint)
     trainer.save_model()
+    if trainer.is_world_process_zero():
+        figures = measure(args.output_dir, eval_dataset, train_dataset)
+        arm = f"{LABELS[model_args.attention]} + {LABELS[args.optimizer]}"
+        settings = {**vars(model_args), **vars(data_args), **{name: getattr(args, name) for name in RUN_SETTINGS}}
+        settings["max_steps"] = trainer.state.global_step
+        write_results(
+            Path(args.output_dir, "results.json"),
+            seeds=[args.seed],
+            data=digests,
+            wall_seconds=time.time() - start,
+            settings={"split": "validation", "train": settings},
+            arm=arm,
+            summary_mean_and_sd={arm: {name: [value, None] for name, value in figures.items()}},
+        )
+
+
+def measure(folder: str, eval_dataset, train_dataset) -> dict[str, float]:
+    """The figures of the saved model, on at most 64 blocks of the validation split."""
+    blocks, calibration = (
+        torch.stack([row["input_ids"] for row in islice(data, 64)]) for data in (eval_dataset, train_dataset)
+    )
+    return compute_figures(AutoModelForCausalLM.from_pretrained(folder), blocks, calibration)
 
 
 if __name__ == "__main__":
