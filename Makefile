@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow style quality smoke bench
+.PHONY: demo test slow style quality smoke bench cards docs
 demo: .venv/installed
 	$(BIN)/hf-methods demo
 
@@ -15,6 +15,13 @@ slow: .venv/installed
 # Leave the machine alone meanwhile: they are timings.
 bench: .venv/installed
 	for script in softmax1 ortho_adam; do $(BIN)/python tests/benchmarks/$$script.py || exit 1; done
+
+# The folders of model_cards/ from their weights and results.json: code, card, licence.
+cards: .venv/installed
+	$(BIN)/python training/render_cards.py
+
+docs: .venv/installed
+	$(BIN)/mkdocs build --strict --quiet
 
 style: .venv/installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -28,6 +28,8 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import httpx
+from jinja2.exceptions import UndefinedError
 
 from hf_methods.checkpoints import atomic_save
 from hf_methods.fresh_process import pipeline_records
@@ -77,27 +79,30 @@ def render_card(recipe: RepositoryRecipe, folder: Path, repo_id: str) -> str:
         repo_id: the name that the examples of use load.
 
     Raises:
-        ValueError: no results.json, without which a card has no figures.
+        ValueError: no results.json, without which a card has no figures, or one that lacks what the card needs.
     """
     if not (folder / "results.json").is_file():
         raise ValueError(
-            f"{folder} has no results.json, which the card's figures come from; training/ scripts write it."
+            "the checkpoint has no results.json, which the card's figures come from; train.py writes one."
         )
-    results, config = (json.loads((folder / name).read_text("utf-8")) for name in ("results.json", "config.json"))
+    results, config = _read_json(folder / "results.json"), _read_json(folder / "config.json")
     template = _in_checkout(f"model_cards/templates/{recipe.method}.md")
-    paper = json.loads(_in_checkout(f"training/{recipe.method}/paper.json").read_text("utf-8"))
-    data = recipe.card_data(results, config)
-    card = ModelCard.from_template(
-        data,
-        template_path=str(template),
-        results=results,
-        paper=paper,
-        config=config,
-        dataset=(data.eval_results or [])[0].dataset_name,
-        repo_id=repo_id,
-        task=recipe.task,
-        plots=sorted(path.name for path in folder.glob("*.png")),
-    )
+    paper = _read_json(_in_checkout(f"training/{recipe.method}/paper.json"))
+    try:
+        data = recipe.card_data(results, config)
+        card = ModelCard.from_template(
+            data,
+            template_path=str(template),
+            results=results,
+            paper=paper,
+            config=config,
+            dataset=(data.eval_results or [])[0].dataset_name,
+            repo_id=repo_id,
+            task=recipe.task,
+            plots=sorted(path.name for path in folder.glob("*.png")),
+        )
+    except (KeyError, TypeError, UndefinedError) as error:
+        raise ValueError(f"results.json lacks what the card needs ({error}): write it with train.py.") from error
     return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"  # Jinja leaves a line where a statement was
 
 
@@ -294,7 +299,7 @@ def upload(
                 "account that owns it or belongs to its organisation."
             ) from None
         raise ValueError(f"the Hub refused {repo_id}: {error.server_message or error}") from error
-    except OSError as error:
+    except httpx.HTTPError as error:
         raise ValueError(
             f"{api.endpoint} can't be reached ({type(error).__name__}): run the command again."
         ) from error
@@ -331,6 +336,13 @@ def _upload(api, folder, repo_id, tag, repo_type, private, revision, show) -> st
     if tagged is None:
         api.create_tag(**kwargs, tag=tag, revision=head)
     return head
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no JSON: {error}") from error
 
 
 def _in_checkout(name: str) -> Path:

@@ -31,7 +31,7 @@ from hf_methods.softmax1.quantization_softmax1 import block_linears
 
 TEXT = "the cat sat on the mat and the dog ran away. " * 60
 SIZES = dict(vocab_size=270, n_positions=32, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3)
-COMMANDS = ["demo", "inspect", "quantize", "train", "env"]
+COMMANDS = ["demo", "env", "inspect", "publish", "quantize", "space", "train"]
 
 
 def save(model, folder):
