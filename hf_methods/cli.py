@@ -170,7 +170,6 @@ def space(
 ) -> None:
     """Run a method's Space on this machine, in the browser at http://127.0.0.1:PORT."""
     import os
-    import subprocess
 
     app_file = Path("spaces") / method / "app.py"
     recipe = _recipe(method)
@@ -178,7 +177,8 @@ def space(
         raise ValueError(f"{app_file} does not exist: run in a checkout of hf_methods.")
     models = model or [str(Path("model_cards", name)) for name in recipe.space_checkpoints]
     env = {"MODEL_IDS": ",".join(models), "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
-    sys.exit(subprocess.run([sys.executable, str(app_file)], env={**os.environ, **env}, check=False).returncode)
+    # In place of this process, which has the package's classes: a Space has the repositories' code only.
+    os.execve(sys.executable, [sys.executable, str(app_file)], {**os.environ, **env})
 
 
 @app.command()

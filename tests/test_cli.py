@@ -265,6 +265,9 @@ QUANTIZE = ["quantize", "{model}", "--out", "x"]
         (["train"], 2, "Missing argument"),
         (["train", "no_method"], 1, "training/no_method/train.py does not exist"),
         (["demo", "--steps", "0"], 2, "--steps"),
+        (["space", "no_method"], 1, "METHOD must be one of"),
+        (["space", "softmax1"], 1, "spaces/softmax1/app.py does not exist: run in a checkout"),
+        (["space", "softmax1", "--port", "0"], 2, "--port"),
     ],
     ids=lambda value: " ".join(value).replace("{model}", "MODEL") if isinstance(value, list) else "",
 )
@@ -333,3 +336,18 @@ def test_a_process_gives_one_line_and_no_traceback(tmp_path):
     # torchao, where it is installed, makes torch log deprecations when transformers imports it
     (line,) = (line for line in result.stderr.splitlines() if "torch/utils/_pytree.py" not in line)
     assert line.startswith("hf-methods: no-such-folder can't be loaded as a folder or Hub id: ")
+
+
+@pytest.mark.parametrize("models", [[], ["a/b", "folder"]])
+def test_space_starts_the_app_of_a_method_on_its_checkpoints(models, monkeypatch):
+    started = []
+    monkeypatch.setattr("os.execve", lambda *arguments: started.append(arguments))
+    monkeypatch.chdir(Path(__file__).parents[1])
+    options = [option for model in models for option in ("--model", model)]
+    monkeypatch.setattr("sys.argv", ["hf-methods", "space", "softmax1", "--port", "7999", *options])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    ((python, command, env),) = started
+    assert not stop.value.code and command == [python, str(Path("spaces", "softmax1", "app.py"))]
+    defaults = [str(Path("model_cards", name)) for name in ("softmax-adamw", "softmax1-orthoadam")]
+    assert env["MODEL_IDS"] == ",".join(models or defaults) and env["GRADIO_SERVER_PORT"] == "7999"
