@@ -21,7 +21,7 @@ cards: .venv/installed
 	$(BIN)/python training/render_cards.py
 
 docs: .venv/installed
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 style: .venv/installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

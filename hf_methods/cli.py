@@ -138,13 +138,16 @@ def publish(
     model: Annotated[list[str], typer.Option(help="With --space: id of a published model; may be repeated.")] = [],  # noqa: B006
 ) -> None:
     """Publish a trained model, or the method's Space, on the Hub: build, verify in a fresh process, commit, tag."""
-    from hf_methods.hub import build_repository, build_space, plan_upload, upload, verify_repository
+    from hf_methods.hub import build_repository, build_space, check_access, plan_upload, upload, verify_repository
 
     recipe, folder = _recipe(method), out / repo_id.replace("/", "--")
     if repo_id.count("/") != 1:
         raise ValueError(f"--repo-id must be ORG/NAME, got {repo_id!r}.")
     if space == (checkpoint is not None):
         raise ValueError("give either --checkpoint FOLDER, for a model, or --space.")
+    kind = "space" if space else "model"
+    if not dry_run:
+        check_access(repo_id, repo_type=kind, private=private)
     if space:
         build_space(method, folder, model)
     else:
@@ -155,7 +158,6 @@ def publish(
         _print_plan(folder)(plan_upload(folder, {}))
         print(f"dry run: {folder} is what {repo_id} would hold; nothing was sent")
         return
-    kind = "space" if space else "model"
     commit = upload(
         folder, repo_id, tag=tag, repo_type=kind, private=private, revision=revision, show=_print_plan(folder)
     )

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from huggingface_hub import (
     RepoCard,
     get_token,
 )
-from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import httpx
 from jinja2.exceptions import UndefinedError
@@ -39,6 +40,10 @@ CHECKOUT = Path(__file__).parents[1]
 REQUIREMENTS = ("torch>=2.9,!=2.13.0", "transformers>=5.23,<6")  # of every repository; a recipe may add more
 EXTRAS = ("results.json", "*.png")  # carried over from the checkpoint beside what `save` writes
 READ_BY_FROM_PRETRAINED = {".py", ".json", ".safetensors"}
+NO_RIGHT = (
+    "the access token may not write to {} ({}): use a token with the role 'write' of an account that owns it or belongs to "
+    "its organisation."
+)
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
 
 
@@ -285,19 +290,50 @@ def upload(
         ValueError: no token, no right to write, a public repository where a private one was asked for, a tag of other
             files, or an unreachable Hub.
     """
-    folder = Path(folder)
+    api = check_access(repo_id, repo_type=repo_type, private=private, token=token)
+    with _one_sentence(api, repo_id):
+        return _upload(api, Path(folder), repo_id, tag, repo_type, private, revision, show)
+
+
+def check_access(repo_id: str, *, repo_type: str = "model", private: bool = False, token: str | None = None) -> HfApi:
+    """See that there is a Hub, a token, and a repository that it may write to, before anything is built.
+
+    Args:
+        repo_id, repo_type, private, token: as for `upload`.
+
+    Returns:
+        A client with the token.
+
+    Raises:
+        ValueError: what `upload` raises, as far as it can be known before.
+    """
     if token is None and get_token() is None:
         raise ValueError("no access token: run `hf auth login`, or set HF_TOKEN, with a token that may write.")
     api = HfApi(token=token)
+    with _one_sentence(api, repo_id):
+        user = api.whoami()
+        if repo_id.split("/")[0] not in {user["name"], *(organization["name"] for organization in user["orgs"])}:
+            raise ValueError(NO_RIGHT.format(repo_id, f"user {user['name']}"))
+        try:
+            exists_public = not api.repo_info(repo_id, repo_type=repo_type).private
+        except RepositoryNotFoundError:
+            exists_public = False
+        if private and exists_public:
+            raise ValueError(
+                f"{repo_id} exists and is public: make it private in its settings, or leave out --private."
+            )
+    return api
+
+
+@contextmanager
+def _one_sentence(api: HfApi, repo_id: str):
+    """Errors of the Hub and of the way to it as a ValueError of one sentence, which shows no token."""
     try:
-        return _upload(api, folder, repo_id, tag, repo_type, private, revision, show)
+        yield
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403):
-            raise ValueError(
-                f"the access token may not write to {repo_id} (HTTP {status}): use a token with the role 'write' of an "
-                "account that owns it or belongs to its organisation."
-            ) from None
+            raise ValueError(NO_RIGHT.format(repo_id, f"HTTP {status}")) from None
         raise ValueError(f"the Hub refused {repo_id}: {error.server_message or error}") from error
     except httpx.HTTPError as error:
         raise ValueError(
@@ -309,8 +345,6 @@ def _upload(api, folder, repo_id, tag, repo_type, private, revision, show) -> st
     kwargs = {"repo_id": repo_id, "repo_type": repo_type}
     sdk = {"space_sdk": "gradio"} if repo_type == "space" else {}
     api.create_repo(**kwargs, private=private, exist_ok=True, **sdk)
-    if private and not api.repo_info(**kwargs).private:
-        raise ValueError(f"{repo_id} exists and is public: make it private in its settings, or leave out --private.")
     if revision != "main":
         api.create_branch(**kwargs, branch=revision, exist_ok=True)
     try:

@@ -227,6 +227,9 @@ def test_without_a_token_or_the_right_there_is_one_sentence(built, hub, monkeypa
     with pytest.raises(ValueError, match="may not write to tester/x.*HTTP 401") as stop:
         upload(built, "tester/x", tag="v1", token=bad)
     assert bad not in str(stop.value)
+    with pytest.raises(ValueError, match="may not write to somebody/x.*user tester"):
+        upload(built, "somebody/x", tag="v1")
+    monkeypatch.setattr(HfApi, "whoami", lambda self: {"name": "somebody", "orgs": []})  # a token without the right
     with pytest.raises(ValueError, match="may not write to somebody/x.*HTTP 403"):
         upload(built, "somebody/x", tag="v1")
     monkeypatch.delenv("HF_TOKEN")
@@ -252,6 +255,12 @@ def test_a_dry_run_builds_verifies_and_sends_nothing(hub, tmp_path, monkeypatch,
     assert (tmp_path / "tester--dry" / "README.md").read_text().count("tester/dry") == 3
 
 
+def test_without_the_right_nothing_is_built(tmp_path, monkeypatch, capsys):
+    arguments = ("publish", "softmax1", "--repo-id", "somebody/x", "--checkpoint", CHECKPOINT, "--out", tmp_path)
+    assert run_cli(monkeypatch, *arguments) == 1
+    assert "may not write to somebody/x" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -264,7 +273,7 @@ def test_a_dry_run_builds_verifies_and_sends_nothing(hub, tmp_path, monkeypatch,
     ],
 )
 def test_wrong_options_are_one_sentence(arguments, message, tmp_path, monkeypatch, capsys):
-    assert run_cli(monkeypatch, "publish", *arguments, "--out", tmp_path) in (1, 2)
+    assert run_cli(monkeypatch, "publish", *arguments, "--dry-run", "--out", tmp_path) in (1, 2)
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -127,8 +127,8 @@ def build_model(
                 **common,
             )
         )
-    # or `pipeline` generates 256 tokens by default, past the end of short models
-    model.generation_config.max_length = seq_len  # type: ignore[union-attr]
+    # `pipeline` generates 256 tokens by default, past the end of short models
+    model.generation_config.max_new_tokens = min(256, seq_len // 2)  # type: ignore[union-attr]
     return model
 
 
