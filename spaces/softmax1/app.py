@@ -23,7 +23,7 @@ EXAMPLES = ["class Stack:\n    def push(self, item):\n", "import os\n\n\ndef mai
 INTRO = """# Softmax and softmax-1, side by side
 With softmax, an attention head spends all of its attention, on the first token if it has nothing to say. Softmax-1
 lets it attend to **nothing** ([arXiv 2410.17174](https://arxiv.org/abs/2410.17174)). """
-TINY = "**Tiny models** ({:.1f} M parameters, see their cards): expect the structure of Python code, not sense."
+TINY = "**Tiny models** of {:.1f} M parameters, trained on what their cards say: expect code's structure, not sense."
 SUMMARY = ("", "tokens", "attention on the first, %", "attention on nothing, %", "kurtosis, first", "kurtosis, others")
 ROUNDING = ("model", "weights", "perplexity of your text", "continuation")
 CSS = """.tidy, .tidy * {border-color: var(--border-color-primary) !important; padding: 5px; font-size: 13px}
@@ -83,9 +83,9 @@ def plot_kurtosis(kurtosis: dict[str, Tensor]) -> Figure:
     axis = Figure((5.5, 3.2), 200, layout="constrained").add_subplot(xlabel="layer", ylabel="kurtosis (normal: 3)")
     for color, (name, values) in zip(("#2563eb", "#ea580c", "#6b7280"), kurtosis.items()):
         for token, style, line in zip(("first token", "other tokens"), ("-o", ":s"), values.T):
-            axis.semilogy(range(1, len(line) + 1), line, style, color=color, label=f"{name}, {token}", base=2)
+            axis.semilogy(range(1, len(line) + 1), line, style, c=color, label=f"{name}, {token}", base=2, subs=[1.5])
     axis.locator_params(axis="x", integer=True)
-    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     axis.figure.legend(frameon=False, loc="outside upper center", ncols=2, fontsize=8)
     return axis.figure
 
@@ -110,7 +110,7 @@ def compare(models: list[tuple], text: str, new_tokens: int) -> list[str | Figur
         maps.append(plot_attention(name, attention, [tokenizer.decode(token) for token in ids[0]]))
         values = (*(100 * attention.mean((0, 1))[[0, -1]]), *kurtosis[name].mean(0))
         summary.append((name, f"{length} of {total}", *(f"{value:.1f}" for value in values)))
-        options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_length": length + new_tokens}
+        options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": new_tokens}
         for bits, model in weights.items():
             output = tokenizer.decode(model.generate(ids, **options)[0, length:], skip_special_tokens=True)
             loss = nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:])
@@ -134,7 +134,7 @@ def build_demo(model_ids: list[str]) -> gr.Blocks:
             outputs = [gr.Plot(figure, show_label=False, min_width=320) for figure in maps]
         with gr.Row():
             outputs += [gr.Plot(kurtosis, show_label=False, min_width=320), gr.HTML(summary, min_width=320)]
-        gr.Markdown("## What rounding the weights to the nearest does\nThe perplexity of a short text is noisy.")
+        gr.Markdown("## What round-to-nearest weights cost\nThe perplexity of a short text is noisy.")
         outputs.append(gr.HTML(continuations))
         events, inputs = [button.click, text.submit], [text, new_tokens]
         gr.on(events, partial(compare, models), inputs, outputs, api_name="compare", show_progress="hidden")
