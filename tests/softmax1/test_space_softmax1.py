@@ -81,7 +81,7 @@ def shown(app):
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory):
-    env = {"MODEL_IDS": ",".join(MODELS), "HF_HUB_OFFLINE": "1"}
+    env = {"MODEL_IDS": ",".join(MODELS), "HF_ENDPOINT": "https://huggingface.co"}
     scratch = tmp_path_factory.mktemp("space")
     with running_space(FOLDER, scratch, env, without=("hf_methods", "accelerate", "datasets", "evaluate")) as running:
         yield running
