@@ -133,8 +133,8 @@ def build_repository(recipe: RepositoryRecipe, checkpoint: str, folder: str | Pa
         shutil.copyfile(_in_checkout("LICENSE"), aside / "LICENSE")
         (aside / "README.md").write_text(render_card(recipe, aside, repo_id), "utf-8")
         check_no_token(aside)
-        for path in aside.iterdir():
-            path.chmod(0o644)  # safetensors writes for the owner only
+        for path in aside.rglob("*.safetensors"):
+            path.chmod(0o644)  # written for the owner only
 
     if not Path(checkpoint, "config.json").is_file():
         raise ValueError(f"--checkpoint {checkpoint} is not a folder with a config.json: give a saved model's folder.")
