@@ -1,0 +1,19 @@
+# SPDX-FileCopyrightText: 2026 The hf_methods authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Complementary experts for long-tailed semi-supervised image classification."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+
+from hf_methods.cpe.configuration_cpe import CPEConfig
+from hf_methods.cpe.conversion_cpe import convert_official_checkpoint
+from hf_methods.cpe.modeling_cpe import CPEForImageClassification, CPEModel
+from hf_methods.cpe.normalization_cpe import ClasswiseBatchNorm
+
+
+AutoConfig.register(CPEConfig.model_type, CPEConfig, exist_ok=True)
+AutoModel.register(CPEConfig, CPEModel, exist_ok=True)
+AutoModelForImageClassification.register(CPEConfig, CPEForImageClassification, exist_ok=True)
+CPEConfig.register_for_auto_class()
+CPEModel.register_for_auto_class("AutoModel")
+CPEForImageClassification.register_for_auto_class("AutoModelForImageClassification")
