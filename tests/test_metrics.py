@@ -4,10 +4,18 @@
 """Metrics against closed forms."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from hf_methods.metrics import TokenPerplexity, token_perplexity
+from hf_methods.metrics import (
+    LongTailedClassification,
+    TokenPerplexity,
+    long_tailed_classification,
+    make_compute_metrics,
+    token_perplexity,
+)
 
 
 def test_a_uniform_guess_over_fifty_tokens_has_perplexity_fifty():
@@ -31,3 +39,90 @@ def test_the_evaluate_metric_gathers_batches_to_the_same_number(tmp_path):
     metric.add_batch(nll=[1.0, 2.0], num_tokens=[3, 4])
     metric.add_batch(nll=[5.0], num_tokens=[2])
     assert metric.compute()["perplexity"] == pytest.approx(token_perplexity([1.0, 2.0, 5.0], [3, 4, 2]))
+
+
+# Recalls 1/2, 1, 0 and 3/4; the classes' counts are not sorted.
+REFERENCES = [0, 0, 1, 2, 3, 3, 3, 3]
+PREDICTIONS = [0, 1, 1, 0, 3, 3, 3, 2]
+CLASS_COUNTS = [50, 500, 5, 120]
+
+
+def test_long_tailed_accuracies_are_those_of_the_definition():
+    metrics = long_tailed_classification(PREDICTIONS, REFERENCES, 4, CLASS_COUNTS, (1, 3))
+    assert metrics.pop("per_class") == [0.5, 1, 0, 0.75]
+    assert metrics == pytest.approx(
+        {
+            "accuracy": 5 / 8,
+            "balanced_accuracy": 2.25 / 4,
+            "gmean": (0.5 * 1 * 0.75 / 400) ** 0.25,
+            "macro_f1": (2 * 1 / (2 + 2) + 2 * 1 / (1 + 2) + 0 + 2 * 3 / (4 + 3)) / 4,
+            "worst_class": 0,
+            "many_shot": (1 + 0.75) / 2,
+            "medium_shot": 0.5,
+            "few_shot": 0,
+            "head": 1,
+            "medium": (0.75 + 0.5) / 2,
+            "tail": 0,
+        }
+    )
+
+
+def test_metrics_agree_with_scikit_learn():
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    references, predictions = rng.integers(0, 6, 300), rng.integers(0, 6, 300)
+    metrics = long_tailed_classification(predictions, references, 6)
+    assert metrics["balanced_accuracy"] == pytest.approx(
+        sklearn_metrics.balanced_accuracy_score(references, predictions)
+    )
+    assert metrics["macro_f1"] == pytest.approx(sklearn_metrics.f1_score(references, predictions, average="macro"))
+    recalls = sklearn_metrics.recall_score(references, predictions, average=None)
+    assert metrics["per_class"] == pytest.approx(list(recalls))
+
+
+def test_a_class_without_test_images_leaves_the_means():
+    metrics = long_tailed_classification([0, 1], [0, 0], 3, [200, 10, 5], (1,))
+    assert metrics["balanced_accuracy"] == metrics["worst_class"] == metrics["head"] == 0.5
+    assert math.isnan(metrics["per_class"][1]) and math.isnan(metrics["tail"])
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    logits = np.log([[0.8, 0.2], [0.8, 0.2], [0.4, 0.6]])
+    metrics = long_tailed_classification(logits, [0, 1, 1], 2)
+    assert metrics["ece"] == pytest.approx((abs(0.8 * 2 - 1) + abs(0.6 - 1)) / 3)
+    assert metrics["accuracy"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], [], 2), "got 0 and 0"),
+        (([0], [0, 1], 2), "got 1 and 2"),
+        (([0, 2], [0, 1], 2), "`predictions` must be from 0 to 1, got 0 to 2"),
+        (([0, 1], [0, -1], 2), "`references`"),
+        (([[0.0, 1, 2]], [0], 2), "2 classes, got 3"),
+        (([0], [0], 2, None, (1,)), "`class_counts`"),
+        (([0], [0], 2, [1]), "2 counts, got 1"),
+        (([0], [0], 2, [1, 2], (1, 2, 3)), "one or two ranks"),
+    ],
+)
+def test_nothing_to_classify_raises(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        long_tailed_classification(*arguments)
+
+
+@pytest.mark.parametrize("config_name", [None, "logits"])
+def test_the_long_tailed_metric_gathers_batches_to_the_same_numbers(config_name, tmp_path):
+    metric = LongTailedClassification(config_name=config_name, cache_dir=str(tmp_path))
+    predictions = np.eye(4)[PREDICTIONS].tolist() if config_name else PREDICTIONS
+    metric.add_batch(predictions=predictions[:3], references=REFERENCES[:3])
+    metric.add_batch(predictions=predictions[3:], references=REFERENCES[3:])
+    result = metric.compute(num_classes=4, class_counts=CLASS_COUNTS, group_cuts=(1, 3))
+    assert result == long_tailed_classification(predictions, REFERENCES, 4, CLASS_COUNTS, (1, 3))
+    assert ("ece" in result) == (config_name == "logits")
+
+
+def test_trainer_gets_single_numbers():
+    prediction = SimpleNamespace(predictions=np.eye(4)[PREDICTIONS], label_ids=np.array(REFERENCES))
+    metrics = make_compute_metrics(4, CLASS_COUNTS, (1, 3))(prediction)
+    assert metrics["balanced_accuracy"] == 2.25 / 4 and all(isinstance(value, float) for value in metrics.values())

@@ -3,10 +3,12 @@
 
 """Complementary experts for long-tailed semi-supervised image classification."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from hf_methods.cpe.configuration_cpe import CPEConfig
 from hf_methods.cpe.conversion_cpe import convert_official_checkpoint
+from hf_methods.cpe.data_cpe import make_longtail_ssl_splits
+from hf_methods.cpe.image_processing_cpe import CPEImageProcessor, CPEImageProcessorPil
 from hf_methods.cpe.modeling_cpe import CPEForImageClassification, CPEModel
 from hf_methods.cpe.normalization_cpe import ClasswiseBatchNorm
 
@@ -14,6 +16,13 @@ from hf_methods.cpe.normalization_cpe import ClasswiseBatchNorm
 AutoConfig.register(CPEConfig.model_type, CPEConfig, exist_ok=True)
 AutoModel.register(CPEConfig, CPEModel, exist_ok=True)
 AutoModelForImageClassification.register(CPEConfig, CPEForImageClassification, exist_ok=True)
+AutoImageProcessor.register(
+    CPEConfig,
+    image_processor_classes={"torchvision": CPEImageProcessor, "pil": CPEImageProcessorPil},
+    exist_ok=True,
+)
 CPEConfig.register_for_auto_class()
+CPEImageProcessor.register_for_auto_class("AutoImageProcessor")
+CPEImageProcessorPil.register_for_auto_class("AutoImageProcessor")
 CPEModel.register_for_auto_class("AutoModel")
 CPEForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -71,7 +71,8 @@ class ClasswiseBatchNorm(nn.Module):
         # Squares of differences: E[x^2] - E[x]^2 would cancel where the mean is large. The mean needs no gradient here, as
         # the differences sum to zero.
         centre = mean.detach().view(1, -1, *[1] * (features.ndim - 2))
-        variance = (features - centre).square().transpose(0, 1).flatten(1).mean(1)
+        squares = (features - centre).square()
+        variance = (squares.flatten(2).mean(2) if features.ndim > 2 else squares).mean(0)
         if synchronize:
             variance = _mean_over_processes(variance)
             count *= dist.get_world_size()
