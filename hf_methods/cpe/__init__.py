@@ -11,6 +11,7 @@ from hf_methods.cpe.data_cpe import make_longtail_ssl_splits
 from hf_methods.cpe.image_processing_cpe import CPEImageProcessor, CPEImageProcessorPil
 from hf_methods.cpe.modeling_cpe import CPEForImageClassification, CPEModel
 from hf_methods.cpe.normalization_cpe import ClasswiseBatchNorm
+from hf_methods.cpe.training_cpe import CPETrainer, CPETrainingArguments
 
 
 AutoConfig.register(CPEConfig.model_type, CPEConfig, exist_ok=True)

@@ -30,7 +30,7 @@ class Augmentation:
         crop_padding: pixels that are reflected at each border before a crop of the image's size is taken.
         horizontal_flip: mirror half of the images; not for digits and letters.
         num_ops: operations of RandAugment, drawn with replacement, each with a magnitude of its own.
-        max_cutout: largest side of the square that is cut out, as a share of the width.
+        max_cutout: largest side of the square that is cut out, as a share of the width; 0 cuts nothing out.
     """
 
     crop_padding: int = 4
@@ -101,6 +101,8 @@ def strong_augment(images: Tensor, uniforms: Tensor, settings: Augmentation) -> 
                 values = operation.low + magnitude[rows] * (operation.high - operation.low)
                 rows = rows.to(images.device, non_blocking=True)
                 images[rows] = operation.batched(images[rows], values)
+    if not settings.max_cutout:
+        return images
     return _cut_out(images, _cutout_boxes(cutout, images.shape[3], images.shape[2], settings.max_cutout))
 
 
@@ -123,10 +125,28 @@ def strong_augment_pil(image: Image.Image, uniforms: Tensor, settings: Augmentat
     for index, magnitude in zip(operations[0].tolist(), magnitudes[0].tolist()):
         operation = OPERATIONS[index]
         image = operation.pil(image, operation.low + magnitude * (operation.high - operation.low))
+    if not settings.max_cutout:
+        return image
     image = image.copy()
     box = _cutout_boxes(cutout, *image.size, settings.max_cutout)[0].tolist()
     ImageDraw.Draw(image).rectangle(box, CUTOUT_COLOR if image.mode == "RGB" else CUTOUT_GRAY)
     return image
+
+
+def augment_one_by_one(
+    augment: Callable[..., Image.Image], images: Tensor, uniforms: Tensor, settings: Augmentation
+) -> Tensor:
+    """`weak_augment_pil` or `strong_augment_pil` of each image of a batch; arguments, result and errors as for these."""
+    _check_images(images, settings)
+    results = []
+    for image, row in zip(images.cpu(), uniforms):
+        pil = Image.fromarray(
+            image.permute(1, 2, 0).squeeze(2).numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
+        )
+        results.append(
+            torch.from_numpy(np.array(augment(pil, row, settings))).view(*image.shape[1:], -1).permute(2, 0, 1)
+        )
+    return torch.stack(results).to(images.device)
 
 
 def _check_images(images: Tensor, settings: Augmentation) -> None:
