@@ -5,6 +5,13 @@
 
 from importlib.metadata import version
 
+from hf_methods.cpe import (
+    CPEConfig,
+    CPEForImageClassification,
+    CPETrainer,
+    CPETrainingArguments,
+    make_longtail_ssl_splits,
+)
 from hf_methods.ortho_adam import OrthoAdam, ortho_adam_parameter_groups
 from hf_methods.softmax1 import (
     ModelReport,
@@ -22,6 +29,10 @@ from hf_methods.softmax1 import (
 
 __version__ = version("hf_methods")
 __all__ = [
+    "CPEConfig",
+    "CPEForImageClassification",
+    "CPETrainer",
+    "CPETrainingArguments",
     "ModelReport",
     "OrthoAdam",
     "RoundToNearestConfig",
@@ -32,6 +43,7 @@ __all__ = [
     "convert_to_softmax1",
     "inspect_model",
     "load_softmax1",
+    "make_longtail_ssl_splits",
     "ortho_adam_parameter_groups",
     "softmax1",
 ]

@@ -13,6 +13,7 @@ import pytest
 from transformers import TrainingArguments
 
 from hf_methods.args import parse_args_and_config
+from hf_methods.cpe import CPETrainingArguments, recipe_cpe
 from hf_methods.softmax1.training_softmax1 import DataArguments, ModelArguments, Softmax1TrainingArguments
 
 
@@ -141,12 +142,18 @@ def test_unknown_and_abbreviated_options_are_errors(argv):
         parse_args_and_config((Settings,), ["--name", "a", *argv])
 
 
+TYPES = {
+    "softmax1": (ModelArguments, DataArguments, Softmax1TrainingArguments),
+    "cpe": (recipe_cpe.ModelArguments, recipe_cpe.DataArguments, CPETrainingArguments),
+}
+
+
 def types_of(config):
     """The dataclasses that the script of a YAML parses into: those of the script itself, or of training_<m>.py."""
     script = config.with_name("grid.py" if "\ntrain_config:" in config.read_text() else f"{config.stem}.py")
     script = script if script.exists() else config.with_name("train.py")
     if script.name == "train.py":
-        return {"softmax1": (ModelArguments, DataArguments, Softmax1TrainingArguments)}[config.parent.name]
+        return TYPES[config.parent.name]
     spec = importlib.util.spec_from_file_location(f"script_{script.stem}", script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -185,5 +192,6 @@ def test_every_training_yaml_parses_with_numbers_as_numbers(config, tmp_path, mo
 
 def test_a_yaml_belongs_to_the_script_of_its_name_or_to_train():
     assert {"smoke", "grid"} <= {path.stem for path in CONFIGS}
-    assert issubclass(types_of(TRAINING / "softmax1" / "smoke.yaml")[2], TrainingArguments)
+    for method in TYPES:
+        assert issubclass(types_of(TRAINING / method / "smoke.yaml")[2], TrainingArguments)
     assert [cls.__name__ for cls in types_of(TRAINING / "softmax1" / "grid.yaml")] == ["GridArguments"]

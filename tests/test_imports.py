@@ -105,6 +105,13 @@ def test_the_files_that_travel_are_known():
         "pipeline_softmax1.py",
     }
     assert travelling_files(PACKAGE / "ortho_adam") == set()
+    assert travelling_files(PACKAGE / "cpe") == {
+        "configuration_cpe.py",
+        "image_processing_cpe.py",
+        "losses_cpe.py",
+        "modeling_cpe.py",
+        "normalization_cpe.py",
+    }
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} <= METHODS
 
 
