@@ -13,20 +13,24 @@ from torch import Tensor, nn
 
 
 class ParameterEMA:
-    """Averages of a model's parameters; its buffers (batch-norm statistics) are not averaged, as in the official code.
+    """Averages of a model's parameters.
 
     Args:
         model: its parameters are where the averages begin; they keep their device and dtype.
         decay: average <- decay * average + (1 - decay) * parameter in each `update`.
+        with_buffers: average the statistics of batch norms too. The official code does not: its averaged model has the
+            statistics of the current one, which do not fit while parameters move fast.
 
     Raises:
         ValueError: a decay outside [0, 1).
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: nn.Module, decay: float, with_buffers: bool = False):
         if not 0 <= decay < 1:
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {decay}.")
-        named = dict(model.named_parameters())
+        named: dict[str, Tensor] = dict(model.named_parameters())
+        if with_buffers:
+            named |= {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
         self.decay, self.names = decay, list(named)
         self.parameters: list[Tensor] = list(named.values())
         self.averages: list[Tensor] = []

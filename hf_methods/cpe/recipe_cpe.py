@@ -71,6 +71,8 @@ def load_splits(args: DataArguments, label_column: str, seed: int) -> tuple[Data
     """
     dataset = load_image_dataset(args.dataset, args.dataset_config)
     if args.unlabeled_split:
+        if args.unlabeled_split not in dataset:
+            raise ValueError(f"{args.dataset!r} has no split {args.unlabeled_split!r}, only {list(dataset)}.")
         further = dataset[args.unlabeled_split]
         further = further.remove_columns(label_column) if label_column in further.column_names else further
         labels = dataset["train"].features[label_column]

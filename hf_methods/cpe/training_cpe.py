@@ -81,6 +81,10 @@ class CPETrainingArguments(TrainingArguments):
     )
     warmup_supervised_steps: int = field(default=0, metadata={"help": "First steps without the unsupervised loss."})
     ema_decay: float = field(default=0.999, metadata={"help": "Decay of the averaged parameters; 0 keeps no average."})
+    ema_buffers: str = field(
+        default="copy",
+        metadata={"help": "Statistics of batch norms: 'copy' the current ones (official), or 'average'."},
+    )
     eval_with_ema: bool = field(default=True, metadata={"help": "Evaluate and predict with the averages."})
     save_ema_as_main: bool = field(
         default=True, metadata={"help": "`save_model` saves the averages. Checkpoints always hold both."}
@@ -107,6 +111,8 @@ class CPETrainingArguments(TrainingArguments):
             )
         if self.normalizer_scope not in ("rank", "global"):
             raise ValueError(f"`normalizer_scope` must be 'rank' or 'global', got {self.normalizer_scope!r}.")
+        if self.ema_buffers not in ("copy", "average"):
+            raise ValueError(f"`ema_buffers` must be 'copy' or 'average', got {self.ema_buffers!r}.")
         for name in ("mu", "lambda_u", "threshold", "warmup_supervised_steps", "crop_padding", "randaugment_ops"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
@@ -212,7 +218,7 @@ class CPETrainer(Trainer):
             args.crop_padding, args.horizontal_flip, args.randaugment_ops, args.max_cutout
         )
         self.counter = PseudoLabelCounter(config.num_experts, config.num_classes, args.device)
-        self.ema = ParameterEMA(model, args.ema_decay) if args.ema_decay else None
+        self.ema = ParameterEMA(model, args.ema_decay, args.ema_buffers == "average") if args.ema_decay else None
         if self.ema is not None:
             self.add_callback(EMACallback(self.ema))
         self._last_augmented = (-1, 0)  # step, micro-batch

@@ -40,7 +40,8 @@ def test_other_modes_become_rgb_of_the_right_size(processor_class, mode):
 
 
 @pytest.mark.parametrize("processor_class", PROCESSORS)
-def test_grayscale_images_may_stay_grayscale(processor_class):
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_grayscale_images_stay_grayscale_also_if_a_pipeline_made_them_rgb(mode, processor_class):
     size = {"height": 28, "width": 28}
     processor = processor_class(do_convert_rgb=False, size=size, image_mean=[0.13], image_std=[0.31])
     image = picture("L", (28, 28))

@@ -243,6 +243,13 @@ def test_averages_answer_and_are_saved_and_the_model_gets_its_own_back(tmp_path)
         assert torch.equal(saved.state_dict()[name], average)
     for name, buffer in trainer.model.named_buffers():
         assert torch.equal(saved.state_dict()[name], buffer)
+    averaged = make_trainer(tmp_path, ema_buffers="average")
+    averaged.train()
+    averaged.save_model(str(tmp_path / "averaged"))
+    saved = CPEForImageClassification.from_pretrained(tmp_path / "averaged").state_dict()
+    assert all(torch.equal(saved[name], average) for name, average in zip(averaged.ema.names, averaged.ema.averages))
+    assert "classwise_norm.running_mean" in averaged.ema.names
+    assert differing(weights(averaged.model), online) == []  # training itself is the same
     plain = make_trainer(tmp_path, trainer.model, eval_with_ema=False, save_ema_as_main=False)
     assert plain.evaluate()["eval_loss"] != metrics
 
@@ -354,6 +361,7 @@ def test_counts_are_filled_in_or_must_agree(tmp_path):
         (dict(optimizer="adam"), "'sgd' or 'adamw', got 'adam'"),
         (dict(unsup_reduction="mean"), "selected, batch, got 'mean'"),
         (dict(normalizer_scope="world"), "'rank' or 'global', got 'world'"),
+        (dict(ema_buffers="none"), "'copy' or 'average', got 'none'"),
         (dict(mu=-1), "`mu` must be at least 0, got -1"),
         (dict(ema_decay=1.0), "`ema_decay`.*below 1, got 1.0"),
         (dict(max_cutout=1.5), "`max_cutout`"),
