@@ -31,8 +31,9 @@ def class_ranks(class_counts: Sequence[int]) -> Tensor:
     Returns:
         int64 (K,).
     """
-    order = torch.tensor(class_counts, dtype=torch.float64).argsort(descending=True, stable=True)
-    return order.argsort()
+    order = sorted(range(len(class_counts)), key=lambda k: -class_counts[k])
+    ranks = {label: rank for rank, label in enumerate(order)}
+    return torch.tensor([ranks[label] for label in range(len(order))])
 
 
 def log_class_prior(class_counts: Sequence[int], floor: float | None = None) -> Tensor:
@@ -48,15 +49,15 @@ def log_class_prior(class_counts: Sequence[int], floor: float | None = None) -> 
     Raises:
         ValueError: no labels at all, a negative count, or a class without a label and no `floor`.
     """
-    counts = torch.tensor(class_counts, dtype=torch.float64)
-    if counts.numel() == 0 or bool((counts < 0).any()) or not bool((counts > 0).any()):
+    if min(class_counts, default=-1) < 0 or not any(class_counts):
         raise ValueError(f"`class_counts` must be counts with a positive sum, got {list(class_counts)}.")
     if floor is None and (empty := [k for k, count in enumerate(class_counts) if count == 0]):
         raise ValueError(
             f"`class_counts` is 0 for the classes {empty}, whose log prior is -inf; label some images of each class, or "
             "set `allow_empty_classes=True`."
         )
-    prior = counts / counts.sum()
+    total = sum(class_counts)
+    prior = torch.tensor([count / total for count in class_counts], dtype=torch.float64)
     return (prior if floor is None else prior.clamp_min(floor)).log()
 
 

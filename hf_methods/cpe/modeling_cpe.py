@@ -448,8 +448,11 @@ class CPEForImageClassification(CPEPreTrainedModel):
         if labels.dtype != torch.int64:
             raise TypeError(f"`labels` must be int64 class ids, got {labels.dtype}.")
         num_classes = self.config.num_classes
-        # Not on a GPU, where it would wait for the device; `CPETrainer` looks at the data set instead.
-        if labels.device.type == "cpu" and bool(((labels < 0) & (labels != -100) | (labels >= num_classes)).any()):
+        # Not on a GPU, where it would wait for the device, nor in a compiled graph, which it would break. `CPETrainer` looks
+        # at the data set instead.
+        if labels.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        if bool(((labels < 0) & (labels != -100) | (labels >= num_classes)).any()):
             raise ValueError(
                 f"`labels` must be from 0 to {num_classes - 1}, or -100 to be ignored, got {labels.tolist()}."
             )

@@ -226,6 +226,16 @@ def test_every_parameter_has_a_gradient():
     assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []
 
 
+@pytest.mark.parametrize("taus", [(0.0,), (1.0, -1.0), (0.0, 1.0, 2.0, 3.0, 4.0)])
+def test_any_number_of_experts_learns_also_without_a_sure_label(taus):
+    model = make(taus=taus)
+    output = model(images(), torch.arange(6) % 5, images(seed=2), images(seed=3), threshold=1.1)
+    output.loss.backward()
+    assert output.expert_logits.shape == (6, len(taus), 5)
+    # Or processes whose images have none would wait for each other's gradients.
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def test_weights_are_initialised_as_in_the_official_code():
     torch.manual_seed(0)
     model = CPEForImageClassification(CPEConfig(num_labels=100))
@@ -468,6 +478,18 @@ def test_evaluation_exports_and_returns_tuples():
     assert torch.equal(model(images(), return_dict=False)[0], output.logits)
     exported = torch.export.export(model, (images(),), dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}})
     torch.testing.assert_close(exported.module()(images(3)).logits, model(images(3)).logits)
+
+
+def test_evaluation_and_training_steps_compile_to_one_graph():
+    labeled, labels, weak, strong = step_inputs()
+    model = make()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    model.eval()
+    torch.testing.assert_close(compiled(labeled).logits, model(labeled).logits)
+    model.train()
+    output = compiled(labeled, labels, weak, strong, threshold=0.25)
+    expected = make()(labeled, labels, weak, strong, threshold=0.25)
+    torch.testing.assert_close(output.loss, expected.loss)
 
 
 # --- official checkpoints ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import ResNetConfig, ViTConfig
+from transformers import ViTConfig
 
 from hf_methods.cpe import CPEConfig, CPEForImageClassification, CPEImageProcessor, CPETrainer, CPETrainingArguments
 from hf_methods.cpe.augmentation_cpe import Augmentation, normalize, strong_augment, weak_augment
@@ -429,15 +430,23 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
     assert buffers and not torch.equal(runs[0][0][buffers[0]], torch.zeros(16))
 
 
-def test_batch_norms_of_the_backbone_can_not_be_synchronised_on_the_cpu(tmp_path):
-    result, *_ = two_process_run(tmp_path, 2, "4", "resnet")
-    assert result.returncode != 0 and "`sync_batchnorm` of a backbone with batch norms needs GPUs" in result.stderr
+def test_synchronisation_takes_all_batch_norms_or_says_why_not():
+    def args(device):
+        return SimpleNamespace(sync_batchnorm=True, world_size=2, device=torch.device(device))
+
+    with pytest.raises(ValueError, match="`sync_batchnorm` of a backbone with batch norms needs GPUs"):
+        CPETrainer._synchronize(make_model(), args("cpu"))
+    model = make_model()
+    CPETrainer._synchronize(model, args("cuda"))
+    assert model.classwise_norm.synchronize and not any(type(m) is torch.nn.BatchNorm2d for m in model.modules())
+    vit = make_model(backbone_config=VIT)
+    CPETrainer._synchronize(vit, args("cpu"))
+    assert vit.classwise_norm.synchronize
 
 
-def main(folder, batch_size, backbone="vit"):
-    configs = {"vit": VIT, "resnet": ResNetConfig(hidden_sizes=[8], depths=[1], embedding_size=8, layer_type="basic")}
+def main(folder, batch_size):
     trainer = make_trainer(
-        folder, make_model(backbone_config=configs[backbone]).double(), per_device_train_batch_size=int(batch_size),
+        folder, make_model(backbone_config=VIT).double(), per_device_train_batch_size=int(batch_size),
         sync_batchnorm=True, normalizer_scope="global", save_ema_as_main=False, max_steps=4,
     )  # fmt: skip
     trainer.train()
