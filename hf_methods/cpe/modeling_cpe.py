@@ -7,7 +7,6 @@ Written against transformers 5.24 (`PreTrainedModel`, `AutoModel`, `TimmWrapperM
 """
 
 import copy
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -278,6 +277,8 @@ class CPEForImageClassification(CPEPreTrainedModel):
                 self.backbone.num_features, config.num_groups, config.cbn_eps, config.cbn_momentum
             )
         self.classifier = CPEHead(self.backbone.num_features, config.num_experts, config.num_classes)
+        self._made_for: tuple | None = None
+        self._class_tensors: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
         self.post_init()
 
     @classmethod
@@ -413,25 +414,31 @@ class CPEForImageClassification(CPEPreTrainedModel):
 
     def _log_prior(self, device: torch.device) -> Tensor:
         config = self.config
-        if config.class_counts is not None:
-            return _prior_and_ranks(tuple(config.class_counts), config.allow_empty_classes, device)[0]
-        if any(config.taus):
+        if config.class_counts is None and any(config.taus):
             raise ValueError(
                 f"`class_counts` is None, but taus={list(config.taus)} need the class prior: set `config.class_counts` to "
                 "the counts of the labelled images."
             )
-        return torch.zeros(config.num_classes, device=device)
+        return self._prior_and_ranks(device)[0]
 
     def _ranks(self, device: torch.device) -> Tensor:
-        config = self.config
-        if config.class_counts is not None:
-            return _prior_and_ranks(tuple(config.class_counts), config.allow_empty_classes, device)[1]
-        if config.num_groups > 1:
+        if self.config.class_counts is None and self.config.num_groups > 1:
             raise ValueError(
                 "`class_counts` is None, but classwise batch normalisation needs the ranks of the classes: set "
                 "`config.class_counts` to the counts of the labelled images."
             )
-        return torch.arange(config.num_classes, device=device)
+        return self._prior_and_ranks(device)[1]
+
+    def _prior_and_ranks(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Log prior and rank of each class (K,); kept, as copying them to a GPU in each step would wait for it."""
+        config = self.config
+        counts = [1] * config.num_classes if config.class_counts is None else list(config.class_counts)
+        made_for = (counts, config.allow_empty_classes, device)
+        if self._made_for != made_for:
+            log_prior = log_class_prior(counts, EMPTY_CLASS_PRIOR if config.allow_empty_classes else None)
+            self._class_tensors = (log_prior.float().to(device), class_ranks(counts).to(device))
+            self._made_for = made_for
+        return self._class_tensors
 
     def _check_inputs(self, labels: Tensor | None, weak: Tensor | None, strong: Tensor | None) -> None:
         if (
@@ -494,9 +501,3 @@ class CPEForImageClassification(CPEPreTrainedModel):
         head.bias.copy_(bias)
         model.classifier = head.to(self.classifier.weight)
         return model.eval()
-
-
-@functools.lru_cache(maxsize=8)  # copying them to a GPU in each step would wait for it
-def _prior_and_ranks(counts: tuple[int, ...], allow_empty: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    log_prior = log_class_prior(counts, EMPTY_CLASS_PRIOR if allow_empty else None)
-    return log_prior.float().to(device), class_ranks(counts).to(device)
