@@ -56,6 +56,11 @@ def test_totals_of_a_hundred_classes_are_the_official_ones(n, gamma, total):
     assert sum(long_tailed_counts(n, gamma, 100)) == total
 
 
+def test_counts_are_rounded_as_in_the_official_code():
+    # (1 / gamma) ** (k / (K - 1)) would give 15 here: the official code takes powers of one rounded factor.
+    assert long_tailed_counts(512, 128, 50)[35] == 16
+
+
 def test_a_flat_split_has_two_meanings():
     assert long_tailed_counts(3000, 1, 10) == [300] * 10
     assert long_tailed_counts(3000, 1, 10, "per_class") == [3000] * 10
