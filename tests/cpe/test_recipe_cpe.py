@@ -4,6 +4,7 @@
 """The recipe: its model and data, its figures, and a run as its users start it."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -120,7 +121,12 @@ def test_a_stopped_run_goes_on_and_its_folder_loads(folder, tmp_path):
     whole = run(folder, tmp_path / "whole")
     (tmp_path / "stopped").mkdir()
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "stopped" / "checkpoint-2")
-    resumed = run(folder, tmp_path / "stopped")
+    spec = importlib.util.spec_from_file_location("train_cpe", ROOT / "training" / "cpe" / "train.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    argv = ["--dataset", str(folder), "--output_dir", str(tmp_path / "stopped"), *OPTIONS]
+    script.train(*parse_args_and_config((ModelArguments, DataArguments, CPETrainingArguments), argv))
+    resumed = load_file(tmp_path / "stopped" / "model.safetensors")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     results = json.loads((tmp_path / "whole" / "results.json").read_text())
     assert results["arm"] == "CPE" and results["class_counts"] == [12, 6, 3] and results["seeds"] == [42]
