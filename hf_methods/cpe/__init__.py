@@ -4,6 +4,7 @@
 """Complementary experts for long-tailed semi-supervised image classification."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_methods.cpe.configuration_cpe import CPEConfig
 from hf_methods.cpe.conversion_cpe import convert_official_checkpoint
@@ -11,6 +12,7 @@ from hf_methods.cpe.data_cpe import make_longtail_ssl_splits
 from hf_methods.cpe.image_processing_cpe import CPEImageProcessor, CPEImageProcessorPil
 from hf_methods.cpe.modeling_cpe import CPEForImageClassification, CPEModel
 from hf_methods.cpe.normalization_cpe import ClasswiseBatchNorm
+from hf_methods.cpe.pipeline_cpe import TASK, CPEImageClassificationPipeline
 from hf_methods.cpe.training_cpe import CPETrainer, CPETrainingArguments
 
 
@@ -27,3 +29,7 @@ CPEImageProcessor.register_for_auto_class("AutoImageProcessor")
 CPEImageProcessorPil.register_for_auto_class("AutoImageProcessor")
 CPEModel.register_for_auto_class("AutoModel")
 CPEForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+if TASK not in PIPELINE_REGISTRY.get_supported_tasks():  # a second registration warns
+    PIPELINE_REGISTRY.register_pipeline(
+        TASK, pipeline_class=CPEImageClassificationPipeline, pt_model=AutoModelForImageClassification, type="image"
+    )

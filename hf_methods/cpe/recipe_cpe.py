@@ -6,6 +6,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from datasets import DatasetDict, concatenate_datasets
 from transformers import AutoModel
 
@@ -129,13 +130,14 @@ def name_of_arm(config: CPEConfig, is_supervised: bool = False) -> str:
     return f"{adjusted} + CBN" if config.use_cbn else adjusted
 
 
-def compute_figures(trainer: CPETrainer) -> dict[str, float]:
+def compute_figures(trainer: CPETrainer) -> tuple[dict[str, float], list[list[list[int]]]]:
     """The figures of results.json, of the evaluation split and the averaged model.
 
     Returns:
-        The metrics of the last evaluation, `expert<e>_balanced_accuracy` of each expert by itself, and where training was
+        Two values. Figures: the metrics of the last evaluation, `expert<e>_balanced_accuracy` of each expert by itself, and where training was
         evaluated as it went, `last_20_balanced_accuracy`, their mean, and `best_balanced_accuracy`, which was selected on
-        the evaluation split and must be called so.
+        the evaluation split and must be called so. Confusions of each expert (experts, true classes, predicted classes), in
+        images.
     """
     config = trainer.model.config
     figures = {
@@ -144,12 +146,17 @@ def compute_figures(trainer: CPETrainer) -> dict[str, float]:
     for noise in ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time"):
         figures.pop(noise, None)
     answering, fusion = config.eval_expert, config.fusion
+    confusions = []
     try:
         config.fusion = "expert"
         for e in range(config.num_experts):
             config.eval_expert = e
-            metrics = trainer.predict(trainer.eval_dataset, metric_key_prefix="expert").metrics  # type: ignore[arg-type]
-            figures[f"expert{e}_balanced_accuracy"] = metrics["expert_balanced_accuracy"]
+            answer = trainer.predict(trainer.eval_dataset, metric_key_prefix="expert")  # type: ignore[arg-type]
+            figures[f"expert{e}_balanced_accuracy"] = answer.metrics["expert_balanced_accuracy"]
+            logits = answer.predictions[0] if isinstance(answer.predictions, tuple) else answer.predictions
+            pairs = answer.label_ids * config.num_classes + logits.argmax(-1)
+            counts = np.bincount(pairs, minlength=config.num_classes**2)
+            confusions.append(counts.reshape(config.num_classes, config.num_classes).tolist())
     finally:
         config.eval_expert, config.fusion = answering, fusion
     history = [
@@ -160,4 +167,4 @@ def compute_figures(trainer: CPETrainer) -> dict[str, float]:
         last = while_training[-LAST_EVALUATIONS:]
         figures["last_20_balanced_accuracy"] = sum(last) / len(last)
         figures["best_balanced_accuracy"] = max(while_training)
-    return figures
+    return figures, confusions

@@ -221,7 +221,7 @@ def test_the_figures_of_the_experts_are_their_own(tmp_path):
         compute_metrics=make_compute_metrics(3, [9, 5, 2], (1, 2)),
     )  # fmt: skip
     model.config.fusion = "mean_prob"
-    figures = compute_figures(trainer)
+    figures, confusions = compute_figures(trainer)
     inputs = build_processor(args)(test["picture"][:], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         experts = model.eval()(inputs).expert_logits

@@ -57,7 +57,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: CPETrainin
     last_checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
     trainer.train(resume_from_checkpoint=last_checkpoint)
     trainer.save_model()
-    figures = compute_figures(trainer)
+    figures, confusions = compute_figures(trainer)
     if trainer.is_world_process_zero():
         arm = name_of_arm(model.config, is_supervised=args.mu == 0)
         settings = {**vars(model_args), **vars(data_args), **{name: getattr(args, name) for name in RUN_SETTINGS}}
@@ -74,6 +74,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: CPETrainin
             class_counts=info["class_counts"],
             unlabeled_counts=info["unlabeled_counts"],
             arm=arm,
+            confusions=confusions,
             summary_mean_and_sd={arm: {name: [value, None] for name, value in figures.items()}},
         )
 
