@@ -16,7 +16,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 # click's class, by way of typer: newer versions of typer carry a click of their own
 UsageError: type[typer.BadParameter] = typer.BadParameter.__base__  # type: ignore[assignment]
 
-Method = Annotated[str, typer.Argument(help="'softmax1'.")]
+METHODS = ("softmax1", "cpe")  # those that can be shown and published
+Method = Annotated[str, typer.Argument(help=f"{' or '.join(METHODS)}.")]
 Model = Annotated[str, typer.Argument(help="Folder or Hub id of a causal language model.")]
 
 
@@ -29,13 +30,16 @@ def hf_methods(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(help="Training steps of the recipe's demonstration.", min=1)] = 150,
+    method: Annotated[str | None, typer.Argument(help=f"{' or '.join(METHODS)}; all of them by default.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the reports, one folder a method.")] = Path("runs/demo"),
+    steps: Annotated[int | None, typer.Option(help="Training steps, instead of the method's own.", min=1)] = None,
 ) -> None:
-    """Run every method on real data: a table here and an HTML report with plots."""
-    from hf_methods.softmax1.demo_softmax1 import run_demo
+    """Run a method on real data: a table here and an HTML report with plots."""
+    import importlib
 
-    print(run_demo(out, steps))
+    for name in [_known(method)] if method else METHODS:
+        module = importlib.import_module(f"hf_methods.{name}.demo_{name}")
+        print(module.run_demo(out / name, steps or module.STEPS))
 
 
 @app.command()
@@ -191,15 +195,17 @@ def env() -> None:
     print(json.dumps(environment(), indent=1))
 
 
+def _known(method: str) -> str:
+    if method not in METHODS:
+        raise ValueError(f"METHOD must be one of {', '.join(METHODS)}, got {method!r}.")
+    return method
+
+
 def _recipe(method: str):
     """How a method's repositories are built."""
     import importlib
 
-    name = f"hf_methods.{method}.publishing_{method}"
-    methods = sorted(path.parent.name for path in Path(__file__).parent.glob("*/publishing_*.py"))
-    if method not in methods:
-        raise ValueError(f"METHOD must be one of {', '.join(methods)}, got {method!r}.")
-    return importlib.import_module(name).RECIPE
+    return importlib.import_module(f"hf_methods.{_known(method)}.publishing_{method}").RECIPE
 
 
 def _print_plan(folder: Path):

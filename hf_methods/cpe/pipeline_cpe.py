@@ -67,8 +67,9 @@ class CPEImageClassificationPipeline(ImageClassificationPipeline):
         records = super().postprocess({"logits": logits}, top_k=top_k, **kwargs)
         if return_experts:
             scores = expert_logits[0].softmax(-1)  # (experts, classes)
+            ids = {label: k for k, label in self.model.config.id2label.items()}
             for record in records:
-                label = self.model.config.label2id[record["label"]]
+                label = ids[record["label"]]
                 record["expert_scores"] = scores[:, label].tolist()
                 record["agreement"] = (scores.argmax(-1) == label).double().mean().item()
         return records

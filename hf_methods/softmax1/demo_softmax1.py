@@ -3,8 +3,6 @@
 
 """What `hf-methods demo` shows of Softmax-1 + OrthoAdam."""
 
-import base64
-import html
 import subprocess
 import sys
 import tempfile
@@ -14,13 +12,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_methods.checkpoints import atomic_write_text
 from hf_methods.data import load_text_corpus
+from hf_methods.report import Section, text_table, write_report
 from hf_methods.softmax1.data_softmax1 import token_blocks
 from hf_methods.softmax1.inspection_softmax1 import inspect_model
 from hf_methods.softmax1.quantization_softmax1 import RoundToNearestConfig, quantization_report
 
 
+STEPS = 150
 CHECKPOINTS = Path("model_cards")
 PROMPT = "def read_"
 COLUMNS = {
@@ -63,10 +62,9 @@ def run_demo(out: Path, steps: int) -> str:
     figures = [*COLUMNS.values(), *(f"Δ {scheme}" for scheme in SCHEMES), "file MB", "4-bit file MB"]
     header = ["", *(arm["name"] for arm in arms)]
     rows = [[name, *(f"{arm['values'][i]:.2f}" for arm in arms)] for i, name in enumerate(figures)]
-    atomic_write_text(out / "report.html", _report(header, rows, arms))
-    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in [header, *rows]]
-    return "\n".join([*lines, f"trained {steps} steps in {seconds:.0f} s; report: {out / 'report.html'}"])
+    sections = [Section(arm["name"], arm["text"], arm["plots"]) for arm in arms]
+    write_report(out / "report.html", "Softmax-1 + OrthoAdam", CAPTION, header, rows, sections)
+    return f"{text_table(header, rows)}\ntrained {steps} steps in {seconds:.0f} s; report: {out / 'report.html'}"
 
 
 def _train(folder: Path, steps: int) -> float:
@@ -103,26 +101,3 @@ def _packed_megabytes(folder: Path) -> float:
 
 def _megabytes(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
-
-
-def _report(header: list[str], rows: list[list[str]], arms: list[dict]) -> str:
-    """One HTML file with everything inside."""
-    cells = lambda line, tag: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line)  # noqa: E731
-    table = f"<tr>{cells(header, 'th')}</tr>" + "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    sections = []
-    for arm in arms:
-        images = "".join(
-            f'<img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
-            for path in arm["plots"]
-        )
-        sections.append(f"<h2>{html.escape(arm['name'])}</h2><pre>{html.escape(arm['text'])}</pre>{images}")
-    style = (
-        "body{font:16px system-ui;margin:2rem auto;max-width:70rem;padding:0 1rem}table{border-collapse:collapse}"
-        "td,th{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #ddd}"
-        "td:first-child,th:first-child{text-align:left}img{max-width:100%;margin:.3rem}pre{white-space:pre-wrap}"
-    )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>hf_methods demo</title><style>{style}</style>'
-        f"<h1>Softmax-1 + OrthoAdam</h1><p>{CAPTION}</p>"
-        f"<table>{table}</table>{''.join(sections)}</html>\n"
-    )
