@@ -3,6 +3,7 @@
 
 """The command line, as a user calls it: results on good input, one line on bad input."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -266,6 +267,7 @@ QUANTIZE = ["quantize", "{model}", "--out", "x"]
         (["train"], 2, "Missing argument"),
         (["train", "no_method"], 1, "training/no_method/train.py does not exist"),
         (["demo", "--steps", "0"], 2, "--steps"),
+        (["demo", "no_method"], 1, "METHOD must be one of"),
         (["space", "no_method"], 1, "METHOD must be one of"),
         (["space", "softmax1"], 1, "spaces/softmax1/app.py does not exist: run in a checkout"),
         (["space", "softmax1", "--port", "0"], 2, "--port"),
@@ -352,3 +354,20 @@ def test_space_starts_the_app_of_a_method_on_its_checkpoints(models, monkeypatch
     assert not stop.value.code and command == [python, str(Path("spaces", "softmax1", "app.py"))]
     defaults = [str(Path("model_cards", name)) for name in ("softmax-adamw", "softmax1-orthoadam")]
     assert env["MODEL_IDS"] == ",".join(models or defaults) and env["GRADIO_SERVER_PORT"] == "7999"
+
+
+@pytest.mark.parametrize("arguments", [[], ["cpe"], ["cpe", "--steps", "7", "--out", "elsewhere"]])
+def test_demo_runs_each_method_into_a_folder_of_its_own(arguments, monkeypatch, capsys):
+    calls = []
+    for name in cli.METHODS:
+        module = importlib.import_module(f"hf_methods.{name}.demo_{name}")
+        monkeypatch.setattr(module, "run_demo", lambda out, steps, name=name: calls.append((name, out, steps)) or name)
+        monkeypatch.setattr(module, "STEPS", 5)
+    monkeypatch.setattr("sys.argv", ["hf-methods", "demo", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    steps, out = (7, "elsewhere") if "--steps" in arguments else (5, "runs/demo")
+    names = ["cpe"] if arguments else cli.METHODS
+    assert calls == [(name, Path(out, name), steps) for name in names]
+    assert capsys.readouterr().out.split() == list(names)

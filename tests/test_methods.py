@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 import hf_methods
+from hf_methods import cli
 
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(hf_methods.__file__).parent
 PART_OF_ANOTHER = {"ortho_adam": "softmax1"}  # one paper, published with the other's checkpoints
-METHODS = sorted({path.parent.name for path in PACKAGE.glob("*/__init__.py")} - PART_OF_ANOTHER.keys())
+METHODS = sorted(cli.METHODS)
 PARTS = [
     "hf_methods/{m}/configuration_{m}.py",
     "hf_methods/{m}/modeling_{m}.py",
@@ -37,6 +38,10 @@ PARTS = [
     "tests/benchmarks/results/{m}.json",
     "docs/{m}.md",
 ]
+
+
+def test_each_folder_is_a_method_of_the_command_line():
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == {*METHODS, *PART_OF_ANOTHER}
 
 
 @pytest.mark.parametrize("method", METHODS)

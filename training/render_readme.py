@@ -30,6 +30,19 @@ LABELS = {
 }
 
 
+FRACTIONS = {  # shown in per cent
+    "balanced_accuracy": "balanced accuracy, %",
+    "gmean": "geometric mean of the classes' accuracies, %",
+    "head": "head classes, %",
+    "medium": "medium classes, %",
+    "tail": "tail classes, %",
+    "worst_class": "worst class, %",
+    "expert0_balanced_accuracy": "first expert alone, %",
+    "expert1_balanced_accuracy": "second expert alone, %",
+    "expert2_balanced_accuracy": "third expert alone, %",
+}
+
+
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table whose first column is text."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
@@ -39,13 +52,19 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 def render_arms(summary: dict[str, dict[str, list[float]]]) -> str:
     """Mean and standard deviation over the seeds, one column an arm."""
     rows = []
-    for name in next(iter(summary.values())):
-        label = LABELS.get(name) or ("Δ perplexity, " + name.removeprefix("delta_") if "delta" in name else None)
+    for name in max(summary.values(), key=len):  # an arm with one expert has no figures of three
+        factor, digits, label = 1, 3 if name.startswith("delta") else 2, LABELS.get(name)
+        if name in FRACTIONS:
+            factor, digits, label = 100, 1, FRACTIONS[name]
+        elif name.startswith("delta"):
+            label = "Δ perplexity, " + name.removeprefix("delta_")
         if label:
-            digits = 3 if name.startswith("delta") else 2
-            cells = [f"{arm[name][0]:.{digits}f} ± {arm[name][1]:.{digits}f}" for arm in summary.values()]
-            rows.append([label, *cells])
+            rows.append([label, *(_mean_and_sd(arm.get(name), factor, digits) for arm in summary.values())])
     return markdown(["", *summary], rows)
+
+
+def _mean_and_sd(value: list[float] | None, factor: int, digits: int) -> str:
+    return "" if value is None else f"{factor * value[0]:.{digits}f} ± {factor * (value[1] or 0):.{digits}f}"
 
 
 def render_ratios(settings: dict[str, dict[str, dict[str, float]]]) -> str:

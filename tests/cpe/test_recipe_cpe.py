@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,9 @@ def test_the_figures_of_the_experts_are_their_own(tmp_path):
     for e in range(3):
         expected = (experts[:, e].argmax(-1) == torch.tensor(test["kind"])).float().mean()
         assert figures[f"expert{e}_balanced_accuracy"] == pytest.approx(float(expected), abs=1e-6)
+        pairs = zip(test["kind"], experts[:, e].argmax(-1).tolist(), strict=True)
+        counts = Counter(pairs)
+        assert confusions[e] == [[counts[true, predicted] for predicted in range(3)] for true in range(3)]
     expected = (experts.softmax(-1).mean(1).argmax(-1) == torch.tensor(test["kind"])).float().mean()
     assert figures["balanced_accuracy"] == pytest.approx(float(expected), abs=1e-6)
     assert (model.config.eval_expert, model.config.fusion) == (1, "mean_prob")
