@@ -4,6 +4,7 @@
 """What complementary experts say about an image: MODEL_IDS=<folder or id> python app.py"""
 
 import json
+import math
 import os
 from functools import partial
 from html import escape
@@ -57,7 +58,7 @@ def read_confusions(model_id: str, config: PreTrainedConfig) -> Tensor | None:
         path = Path(model_id, "results.json")
         path = path if Path(model_id).is_dir() else Path(hf_hub_download(model_id, path.name, revision=REVISION))
         counts = torch.tensor(json.loads(path.read_text("utf-8"))["confusions"], dtype=torch.float64)
-        group = torch.bucketize(frequencies(config)[1], torch.tensor(config.cuts), right=True)
+        group = torch.bucketize(ranks_of(config), torch.tensor(config.cuts), right=True)
         member = torch.nn.functional.one_hot(group, len(config.cuts) + 1).double()
         counts = member.T @ counts.reshape(len(config.taus), len(group), len(group)) @ member
         return 100 * counts / counts.sum(-1, keepdim=True).clamp(min=1)
@@ -65,17 +66,15 @@ def read_confusions(model_id: str, config: PreTrainedConfig) -> Tensor | None:
         return None
 
 
-def frequencies(config: PreTrainedConfig) -> tuple[Tensor, Tensor]:
-    """Labelled images of each class, and its rank: 0 is the class of the most."""
-    counts = torch.tensor(config.class_counts or [1] * config.num_labels)
-    return counts, counts.argsort(descending=True, stable=True).argsort()
+def ranks_of(config: PreTrainedConfig) -> Tensor:
+    """Rank of each class by its labelled images: 0 is the class of the most."""
+    return torch.tensor(config.class_counts or [1] * config.num_labels).argsort(descending=True, stable=True).argsort()
 
 
 def prior_of(config: PreTrainedConfig, tilt: float) -> Tensor:
     """Probabilities of the classes: as long-tailed as the labelled images at tilt -1, balanced at 0, inverse at 1."""
-    counts, ranks = frequencies(config)
-    imbalance = counts.max().double() / counts.min().clamp(min=1)
-    return (imbalance.log() * tilt * ranks / max(1, len(ranks) - 1)).softmax(0)
+    counts, ranks = config.class_counts or [1], ranks_of(config).double()
+    return (math.log(max(counts) / max(1, min(counts))) * tilt * ranks / max(1, len(ranks) - 1)).softmax(0)
 
 
 def names_of(config: PreTrainedConfig) -> list[str]:
@@ -119,7 +118,7 @@ def answer_of(scores: dict[str, float]) -> str:
 
 def plot_bars(config: PreTrainedConfig, title: str, values: dict[str, float], is_answer: bool = True) -> Figure:
     """A bar for each class, the class of the most labelled images first; an answer's largest bar is orange."""
-    labels = [config.id2label[k] for k in frequencies(config)[1].argsort().tolist()]
+    labels = [config.id2label[k] for k in ranks_of(config).argsort().tolist()]
     axis = Figure((4, 2.3), 200, layout="constrained").add_subplot(title=title, ylabel="%")
     bars = axis.bar(range(len(labels)), [100 * values[label] for label in labels], color="#60a5fa")
     if is_answer:
@@ -130,25 +129,22 @@ def plot_bars(config: PreTrainedConfig, title: str, values: dict[str, float], is
     return axis.figure
 
 
-def plot_confusion(title: str, shares: Tensor) -> Figure:
-    """A heat map of an expert's confusions."""
-    groups = ["head", "medium", "tail"] if len(shares) == 3 else range(1, len(shares) + 1)
-    axis = Figure((4, 2.8), 200, layout="constrained").add_subplot(title=title, xlabel="predicted", ylabel="true")
-    axis.imshow(shares, vmin=0, vmax=100, cmap="Blues", aspect="auto")
-    axis.set(xticks=range(len(shares)), xticklabels=groups, yticks=range(len(shares)), yticklabels=groups)
-    for row, column in product(range(len(shares)), repeat=2):
-        share = shares[row, column].item()
-        axis.text(column, row, f"{share:.1f}", ha="center", va="center", color="white" if share > 60 else "black")
-    return axis.figure
-
-
 def show_confusions(config: PreTrainedConfig, confusions: Tensor | None) -> None:
-    """The last section of the page."""
-    sizes = ", ".join(str(end - start) for start, end in pairwise((0, *config.cuts, config.num_labels)))
-    gr.Markdown(CONFUSION.format(sizes) + NO_CONFUSION * (confusions is None))
+    """The last section of the page: a heat map for each expert."""
+    sizes = [end - start for start, end in pairwise((0, *config.cuts, config.num_labels))]
+    gr.Markdown(CONFUSION.format(", ".join(map(str, sizes))) + NO_CONFUSION * (confusions is None))
+    groups = ["head", "medium", "tail"] if len(sizes) == 3 else range(1, len(sizes) + 1)
     with gr.Row():
-        for name, shares in zip(names_of(config), [] if confusions is None else confusions):
-            gr.Plot(plot_confusion(name, shares), show_label=False, min_width=280)
+        for name, shares in zip(names_of(config), [] if confusions is None else confusions.tolist()):
+            axis = Figure((4, 2.8), 200, layout="constrained").add_subplot(
+                title=name, xlabel="predicted", ylabel="true"
+            )
+            axis.imshow(shares, vmin=0, vmax=100, cmap="Blues", aspect="auto")
+            axis.set(xticks=range(len(sizes)), xticklabels=groups, yticks=range(len(sizes)), yticklabels=groups)
+            for row, column in product(range(len(sizes)), repeat=2):
+                style = {"ha": "center", "va": "center", "color": "white" if shares[row][column] > 60 else "black"}
+                axis.text(column, row, f"{shares[row][column]:.1f}", **style)
+            gr.Plot(axis.figure, show_label=False, min_width=280)
 
 
 def build_demo(model_ids: list[str]) -> gr.Blocks:

@@ -166,7 +166,7 @@ def test_the_slider_is_the_target_prior_of_the_package(app, classifier, tilt):
     assert text.startswith(begins.get(tilt, "<b>1</b> is 3.3 times"))
 
 
-def test_confusions_are_summed_over_the_groups_of_classes(app, classifier, model):
+def test_confusions_are_summed_over_the_groups_of_classes(app, classifier, model, monkeypatch):
     confusions = app.read_confusions(model, classifier.model.config)
     counts = json.loads(Path(model, "results.json").read_text())["confusions"]
     groups = [[1, 4], [3, 5], [0, 2, 6, 7, 8, 9]]  # by rank: 2, 2, 6
@@ -175,8 +175,13 @@ def test_confusions_are_summed_over_the_groups_of_classes(app, classifier, model
             cells = [sum(counts[expert][t][p] for t in groups[row] for p in columns) for columns in groups]
             wanted = [100 * cell / sum(cells) for cell in cells]
             np.testing.assert_allclose(confusions[expert, row], wanted, rtol=1e-9)
-    texts = [text.get_text() for text in app.plot_confusion("x", confusions[0]).axes[0].texts]
-    assert texts == [f"{share:.1f}" for share in confusions[0].flatten().tolist()]
+    shown = []
+    monkeypatch.setattr(gr, "Plot", lambda figure, **options: shown.append(figure.axes[0]))
+    with gr.Blocks():
+        app.show_confusions(classifier.model.config, confusions)
+    assert [axis.get_title() for axis in shown] == ["long-tailed (τ = 0)", "uniform (τ = 2)", "inverse (τ = 4)"]
+    for axis, shares in zip(shown, confusions.flatten(1).tolist()):
+        assert [text.get_text() for text in axis.texts] == [f"{share:.1f}" for share in shares]
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", '{"confusions": [[1]]}', '{"confusions": null}'])
