@@ -111,6 +111,7 @@ def test_the_files_that_travel_are_known():
         "losses_cpe.py",
         "modeling_cpe.py",
         "normalization_cpe.py",
+        "pipeline_cpe.py",
     }
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} <= METHODS
 
