@@ -1,4 +1,26 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""SubPT and NFL: prompt tuning of CLIP-like models that keeps new class names working."""
+"""SubPT and NFL: prompt tuning of CLIP-like models that keeps new class names working.
+
+Importing this registers the method with PEFT, so that `PeftModel.from_pretrained` knows its adapters.
+"""
+
+from peft import PeftType
+from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import register_peft_method
+
+from hf_methods.subpt.data_subpt import base_novel_split, few_shot_subset, harmonic_mean, split_base_novel
+from hf_methods.subpt.losses_subpt import nfl_loss
+from hf_methods.subpt.peft_config_subpt import PEFT_NAME, TASK, SubPTConfig
+from hf_methods.subpt.peft_model_subpt import AutoPromptModel, PeftModelForPromptedImageClassification
+from hf_methods.subpt.peft_tuner_subpt import SubPTLayer, SubPTModel
+from hf_methods.subpt.prompts_subpt import extend_tokenizer, prompt_template
+from hf_methods.subpt.subspace_subpt import Basis, SubspaceProjector, compute_basis, random_basis
+from hf_methods.subpt.templates_subpt import DATASET_TEMPLATES, IMAGENET_TEMPLATES
+
+
+if PeftType[PEFT_NAME.upper()] not in PEFT_TYPE_TO_CONFIG_MAPPING:  # a reloaded module is registered already
+    register_peft_method(name=PEFT_NAME, config_cls=SubPTConfig, model_cls=SubPTModel)
+MODEL_TYPE_TO_PEFT_MODEL_MAPPING[TASK] = PeftModelForPromptedImageClassification
