@@ -88,7 +88,8 @@ def compute_basis(snapshots: Tensor, rank: int, center: bool = True) -> Basis:
     dtype = torch.float64 if snapshots.dtype == torch.float64 else torch.float32
     variance = singular_values.square()
     return Basis(
-        components=directions[:rank].to(dtype),
+        # Contiguous, so that a basis read from a file multiplies bit for bit like this one.
+        components=directions[:rank].to(dtype).contiguous(),
         explained_variance_ratio=(variance[:rank] / variance.sum()).to(dtype),
         mean=mean.to(dtype),
     )

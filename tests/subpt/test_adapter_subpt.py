@@ -48,8 +48,9 @@ MAKERS = {
 
 
 def make_model(maker=make_clip, names=NAMES, seed=0, std=0.3, **config):
+    base = maker()
     torch.manual_seed(seed)
-    model = get_peft_model(maker(), SubPTConfig(init_std=std, **{"n_ctx": 4, **config}))
+    model = get_peft_model(base, SubPTConfig(init_std=std, **{"n_ctx": 4, **config}))
     model.set_classes(names, make_tokenizer())
     return model
 
