@@ -1,13 +1,20 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The protocols of prompt tuning: few-shot draws, base and novel classes, and their harmonic mean."""
+"""The protocols of prompt tuning: few-shot draws, base and novel classes, their harmonic mean; image features."""
 
 import random
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
+import torch
 from datasets import ClassLabel, Dataset
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+
+if TYPE_CHECKING:
+    from hf_methods.subpt.peft_model_subpt import PeftModelForPromptedImageClassification
 
 
 def few_shot_indices(labels: Sequence[int], k: int, seed: int) -> list[int]:
@@ -127,6 +134,117 @@ def harmonic_mean(base: float, novel: float) -> float:
     if base < 0 or novel < 0:
         raise ValueError(f"accuracies can't be negative, got {base} and {novel}.")
     return 2 * base * novel / (base + novel) if base + novel else 0.0
+
+
+class FeatureDataset(TorchDataset):
+    """Cached image features with several views of each image, one of which is drawn each time.
+
+    Args:
+        image_embeds: (views, n, dim).
+        labels: (n,), int64.
+
+    Rows are `image_embeds` (dim,) and `labels`, drawn with torch's global generator, which `set_seed` sets.
+
+    Raises:
+        ValueError: shapes that don't match.
+    """
+
+    def __init__(self, image_embeds: Tensor, labels: Tensor):
+        if image_embeds.ndim != 3 or image_embeds.shape[1] != len(labels):
+            raise ValueError(
+                f"`image_embeds` must be (views, {len(labels)}, dim) for {len(labels)} labels, got "
+                f"{tuple(image_embeds.shape)}."
+            )
+        self.image_embeds, self.labels = image_embeds, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        views = len(self.image_embeds)
+        view = int(torch.randint(views, ())) if views > 1 else 0
+        return {"image_embeds": self.image_embeds[view, index], "labels": int(self.labels[index])}
+
+
+def cache_image_features(
+    model: "PeftModelForPromptedImageClassification",
+    dataset: Any,
+    *,
+    transform: Callable[[Any], Tensor] | None = None,
+    views: int = 1,
+    batch_size: int = 64,
+    image_column: str = "image",
+    label_column: str = "label",
+) -> FeatureDataset:
+    """Features of all images, computed once: the image tower is frozen, so a training step needs no image at all.
+
+    The same training as with images where `transform` is deterministic; with `views` > 1 the random augmentations are a
+    fixed pool of that many per image instead of new ones in each epoch.
+
+    Args:
+        model: the prompted model; its adapter does not matter.
+        dataset: rows with an image (or, without `transform`, `pixel_values`) and a label.
+        transform: image -> pixel_values (3, height, width), such as `clip_transform(...)`.
+        views: times that each image is transformed.
+        batch_size: images at once.
+        image_column, label_column: names of the columns.
+
+    Returns:
+        `FeatureDataset`, on the CPU in float32.
+
+    Raises:
+        ValueError: `views` below 1, or no images.
+    """
+    if views < 1:
+        raise ValueError(f"`views` must be at least 1, got {views}.")
+    if not len(dataset):
+        raise ValueError("there are no images.")
+    rows, labels = [], []
+    for view in range(views):
+        features = []
+        for start in range(0, len(dataset), batch_size):
+            batch = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
+            images = [transform(row[image_column]) if transform else row["pixel_values"] for row in batch]
+            pixel_values = torch.stack([torch.as_tensor(image) for image in images])
+            weight = next(model.parameters())
+            features.append(model.encode_images(pixel_values.to(model.device, weight.dtype)).float().cpu())
+            if view == 0:
+                labels += [int(row[label_column]) for row in batch]
+        rows.append(torch.cat(features))
+    return FeatureDataset(torch.stack(rows), torch.tensor(labels))
+
+
+def clip_transform(image_processor: Any, *, train: bool) -> Callable[[Any], Tensor]:
+    """CoOp's image transform: PIL image -> (3, height, width).
+
+    Training: RandomResizedCrop(scale (0.08, 1), bicubic) and a horizontal flip; test: resize of the shorter edge and
+    centre crop. Size, mean and standard deviation are the image processor's.
+
+    Args:
+        image_processor: of CLIP or SigLIP.
+        train: with the random augmentation.
+    """
+    from torchvision.transforms import v2
+
+    size = image_processor.size
+    crop = getattr(image_processor, "crop_size", None) or size
+    edge = (crop["height"], crop["width"])
+    bicubic = v2.InterpolationMode.BICUBIC
+    if train:
+        steps = [v2.RandomResizedCrop(edge, scale=(0.08, 1.0), interpolation=bicubic), v2.RandomHorizontalFlip()]
+    elif "shortest_edge" in size:
+        steps = [v2.Resize(size["shortest_edge"], interpolation=bicubic), v2.CenterCrop(edge)]
+    else:
+        steps = [v2.Resize(edge, interpolation=bicubic)]
+    return v2.Compose(
+        [
+            v2.RGB(),
+            *steps,
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(image_processor.image_mean, image_processor.image_std),
+        ]
+    )
 
 
 def _check_column(dataset: Dataset, label_column: str) -> None:

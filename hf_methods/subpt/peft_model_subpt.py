@@ -20,7 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForZeroShotImageClassification, AutoTokenizer
 from transformers.utils import ModelOutput
 
+from hf_methods.subpt.configuration_subpt import VISION_TYPES, PromptedImageClassifierConfig
 from hf_methods.subpt.losses_subpt import average_templates, nfl_loss, normalize
+from hf_methods.subpt.modeling_subpt import PromptedImageClassifier
 from hf_methods.subpt.peft_config_subpt import PEFT_NAME, SubPTConfig
 from hf_methods.subpt.peft_tuner_subpt import SubPTLayer
 from hf_methods.subpt.prompts_subpt import build_prompt_ids, build_text_ids, check_class_names, load_tokenizer
@@ -274,6 +276,56 @@ class PeftModelForPromptedImageClassification(PeftModel):
         with self.disable_adapter():
             features = self.encode_prompts(ids, chunk_size)
         return average_templates(features.view(len(templates), len(names), -1))
+
+    @torch.no_grad()
+    def build_classifier(
+        self, class_names: Sequence[str] | None = None, *, chunk_size: int = 256
+    ) -> PromptedImageClassifier:
+        """A stock image classifier with these classes: the image tower and the text features, computed once.
+
+        A copy: changes of the context or the base model don't reach it, so build it again after training.
+
+        Args:
+            class_names: names, default those that are set.
+            chunk_size: prompts encoded at once.
+
+        Returns:
+            `PromptedImageClassifier` with the base model's dtype and device, `id2label` being the names.
+
+        Raises:
+            ValueError: no classes, or a base model that is not CLIP or SigLIP of transformers.
+        """
+        base: Any = self.get_base_model()
+        vision_config = getattr(getattr(base, "config", None), "vision_config", None)
+        kind = getattr(vision_config, "model_type", None)
+        if kind not in VISION_TYPES:
+            raise ValueError(
+                f"a classifier can be built from CLIP and SigLIP of transformers, got {type(base).__name__}; for others "
+                "use `encode_classes` and `encode_images`."
+            )
+        names = self.class_names if class_names is None else check_class_names(class_names)
+        features = self.encode_classes(class_names, chunk_size=chunk_size)
+        assert names is not None and vision_config is not None
+        settings = vision_config.to_dict()
+        if kind == "clip_vision_model":
+            settings["projection_dim"] = base.projection_dim
+        config = PromptedImageClassifierConfig(
+            vision_config=settings,
+            embed_dim=features.shape[1],
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
+        )
+        classifier: Any = PromptedImageClassifier(config)
+        classifier.to(self.device, base.dtype)
+        tower = base.vision_model.state_dict()
+        if kind == "clip_vision_model":
+            tower = {f"vision_model.{name}": tensor for name, tensor in tower.items()}
+            tower["visual_projection.weight"] = base.visual_projection.weight
+        classifier.vision_tower.load_state_dict(tower)
+        scale, bias = logit_scale_and_bias(base)
+        classifier.class_weight = scale * features  # float32, also on a half-precision model
+        classifier.class_bias = torch.zeros_like(features[:, 0]) + (0.0 if bias is None else bias)
+        return classifier.eval()
 
     # --- NFL --------------------------------------------------------------------------------------------------------
 
