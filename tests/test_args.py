@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.softmax1.training_softmax1 import DataArguments, ModelArguments, Softmax1TrainingArguments
+from hf_methods.subpt import SubPTTrainingArguments, recipe_subpt
 
 
 TRAINING = Path(__file__).parent.parent / "training"
@@ -146,7 +147,10 @@ def types_of(config):
     script = config.with_name("grid.py" if "\ntrain_config:" in config.read_text() else f"{config.stem}.py")
     script = script if script.exists() else config.with_name("train.py")
     if script.name == "train.py":
-        return {"softmax1": (ModelArguments, DataArguments, Softmax1TrainingArguments)}[config.parent.name]
+        return {
+            "softmax1": (ModelArguments, DataArguments, Softmax1TrainingArguments),
+            "subpt": (recipe_subpt.ModelArguments, recipe_subpt.DataArguments, SubPTTrainingArguments),
+        }[config.parent.name]
     spec = importlib.util.spec_from_file_location(f"script_{script.stem}", script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -3,12 +3,15 @@
 
 """The protocols of prompt tuning: few-shot draws, base and novel classes, their harmonic mean; image features."""
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as DatasetImage
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
@@ -245,6 +248,50 @@ def clip_transform(image_processor: Any, *, train: bool) -> Callable[[Any], Tens
             v2.Normalize(image_processor.image_mean, image_processor.image_std),
         ]
     )
+
+
+SHAPES, COLORS = ("circle", "square", "triangle"), ("red", "green", "blue", "yellow")
+
+
+def make_shapes_dataset(images_per_class: int, seed: int = 0, size: int = 32) -> Dataset:
+    """Drawn shapes in colours, 12 classes such as "red circle": needs no download; for smoke runs and tests, not results.
+
+    Args:
+        images_per_class: images of each class; place, size and background differ.
+        seed: of the drawing.
+        size: width and height in pixels.
+
+    Returns:
+        Features `image` and `label`, a `ClassLabel`.
+    """
+    names = [f"{color} {shape}" for shape in SHAPES for color in COLORS]
+    rows: dict[str, list] = {"image": [], "label": []}
+    generator = random.Random(seed)
+    for label, name in enumerate(names):
+        color, shape = name.split()
+        for _ in range(images_per_class):
+            image = Image.new("RGB", (size, size), tuple(generator.randrange(64) for _ in range(3)))
+            radius = generator.uniform(size / 5, size / 3)
+            x, y = (generator.uniform(radius, size - radius) for _ in range(2))
+            box, draw = (x - radius, y - radius, x + radius, y + radius), ImageDraw.Draw(image)
+            if shape == "circle":
+                draw.ellipse(box, fill=color)
+            elif shape == "square":
+                draw.rectangle(box, fill=color)
+            else:
+                draw.polygon([(x, box[1]), (box[2], box[3]), (box[0], box[3])], fill=color)
+            rows["image"].append(image)
+            rows["label"].append(label)
+    return Dataset.from_dict(rows, features=Features({"image": DatasetImage(), "label": ClassLabel(names=names)}))
+
+
+def image_digest(dataset: Dataset, image_column: str = "image", label_column: str = "label") -> str:
+    """SHA-256 (first 16 hex digits) over the pixels and labels of a data set, for results.json."""
+    digest = hashlib.sha256()
+    for row in dataset:
+        digest.update(f"{row[image_column].size}{row[label_column]}".encode())
+        digest.update(row[image_column].convert("RGB").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _check_column(dataset: Dataset, label_column: str) -> None:

@@ -156,8 +156,6 @@ class SubPTTrainingArguments(TrainingArguments):
                 )
         if self.nfl_weight < 0:
             raise ValueError(f"`nfl_weight` must be 0 or more, got {self.nfl_weight}.")
-        if self.nfl_weight and self.anchor_names != "base" and not self.nfl_names:
-            raise ValueError("`nfl_weight` needs `nfl_names`, or `anchor_names='base'`.")
         if self.fsdp or (self.deepspeed and "3" in str(self.hf_deepspeed_config.config.get("zero_optimization", ""))):
             raise ValueError(
                 "FSDP and ZeRO-3 would cut the context into shards, which can't be projected; it is tiny and the rest is "
@@ -199,7 +197,7 @@ class SubPTTrainer(Trainer):
         kwargs: of `Trainer`, except `optimizers`: each phase makes its own.
 
     Raises:
-        ValueError: no classes, a model of another kind, a frozen context, or `optimizers`.
+        ValueError: no classes, a model of another kind, a frozen context, NFL without names, or `optimizers`.
     """
 
     args: SubPTTrainingArguments
@@ -218,6 +216,8 @@ class SubPTTrainer(Trainer):
             raise ValueError(
                 "each phase makes its own optimizer; give `optimizer_cls_and_kwargs` instead of `optimizers`."
             )
+        if len(model.class_input_ids) == 1:
+            warnings.warn("there is one class: its cross entropy is 0 whatever the context.", stacklevel=2)
         adaptive = args.optim.lower().startswith(ADAPTIVE) or "adam" in args.optim.lower()
         if args.subspace_rank and args.projection == "grad" and adaptive:
             warnings.warn(
@@ -242,6 +242,8 @@ class SubPTTrainer(Trainer):
         if not args.nfl_weight:
             model.set_anchors(None)
             return
+        if args.anchor_names != "base" and not args.nfl_names:
+            raise ValueError("`nfl_weight` needs `nfl_names`, or `anchor_names='base'`.")
         auxiliary = check_class_names(args.nfl_names, "nfl_names") if args.nfl_names else []
         base = list(model.class_names or ())
         names = {"auxiliary": auxiliary, "base": base, "both": [*base, *auxiliary]}[args.anchor_names]

@@ -536,7 +536,6 @@ def test_arguments_come_from_yaml(tmp_path):
         ({"subspace_epochs": 1}, "`subspace_epochs` must be in 2..6"),
         ({"stop_epochs": 7}, "`stop_epochs` must be in 1..6, got 7"),
         ({"nfl_weight": -1.0}, "`nfl_weight` must be 0 or more"),
-        ({"nfl_weight": 1.0}, "needs `nfl_names`"),
         ({"nfl_loss": "l1"}, "`nfl_loss` must be one of cosine, l2, got 'l1'"),
         ({"rewind": "back"}, "`rewind` must be one of"),
         ({"projection": "weights"}, "`projection` must be one of grad, update"),
@@ -559,6 +558,10 @@ def test_bad_models_are_named(tmp_path):
         make_trainer(tmp_path, make_clip())
     with pytest.raises(ValueError, match="has no classes"):
         make_trainer(tmp_path, get_peft_model(make_clip(), SubPTConfig(n_ctx=2)))
+    with pytest.raises(ValueError, match="`nfl_weight` needs `nfl_names`"):
+        make_trainer(tmp_path, nfl_weight=1.0)
+    with pytest.warns(UserWarning, match="there is one class"):
+        make_trainer(tmp_path, make_model(names=["cat"]))
     frozen = make_model()
     frozen.context.requires_grad_(False)
     with pytest.raises(ValueError, match="is_trainable=True"):
