@@ -12,6 +12,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 from transformers import AutoConfig, AutoModelForImageClassification
 
+from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments
+from hf_methods.subpt.auto_subpt import AutoPromptModel
 from hf_methods.subpt.configuration_subpt import PromptedImageClassifierConfig
 from hf_methods.subpt.data_subpt import (
     FeatureDataset,
@@ -26,17 +28,12 @@ from hf_methods.subpt.export_subpt import export_merged, export_text_embeddings,
 from hf_methods.subpt.losses_subpt import nfl_loss
 from hf_methods.subpt.modeling_subpt import PromptedImageClassifier
 from hf_methods.subpt.peft_config_subpt import PEFT_NAME, TASK, SubPTConfig
-from hf_methods.subpt.peft_model_subpt import AutoPromptModel, PeftModelForPromptedImageClassification
+from hf_methods.subpt.peft_model_subpt import PeftModelForPromptedImageClassification
 from hf_methods.subpt.peft_tuner_subpt import SubPTLayer, SubPTModel
 from hf_methods.subpt.prompts_subpt import extend_tokenizer, prompt_template
 from hf_methods.subpt.subspace_subpt import Basis, SubspaceProjector, compute_basis, random_basis
 from hf_methods.subpt.templates_subpt import DATASET_TEMPLATES, IMAGENET_TEMPLATES
-from hf_methods.subpt.training_subpt import (
-    SubPTFitOutput,
-    SubPTTrainer,
-    SubPTTrainingArguments,
-    classification_accuracy,
-)
+from hf_methods.subpt.training_subpt import SubPTFitOutput, SubPTTrainer, classification_accuracy
 
 
 if PeftType[PEFT_NAME.upper()] not in PEFT_TYPE_TO_CONFIG_MAPPING:  # a reloaded module is registered already

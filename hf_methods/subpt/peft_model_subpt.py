@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The PEFT model that classifies images by prompts with a learned context, and its Auto class."""
+"""The PEFT model that classifies images by prompts with a learned context."""
 
 import os
 from collections.abc import Sequence
@@ -11,19 +11,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftConfig, PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForZeroShotImageClassification, AutoTokenizer
 from transformers.utils import ModelOutput
 
-from hf_methods.subpt.configuration_subpt import VISION_TYPES, PromptedImageClassifierConfig
+from hf_methods.subpt.classifier_subpt import check_has_classifier, classifier_from
 from hf_methods.subpt.losses_subpt import average_templates, nfl_loss, normalize
 from hf_methods.subpt.modeling_subpt import PromptedImageClassifier
-from hf_methods.subpt.peft_config_subpt import PEFT_NAME, SubPTConfig
+from hf_methods.subpt.peft_config_subpt import SubPTConfig
 from hf_methods.subpt.peft_tuner_subpt import SubPTLayer
 from hf_methods.subpt.prompts_subpt import build_prompt_ids, build_text_ids, check_class_names, load_tokenizer
 from hf_methods.subpt.subspace_subpt import Basis
@@ -298,37 +295,11 @@ class PeftModelForPromptedImageClassification(PeftModel):
         Raises:
             ValueError: no classes, or a base model that is not CLIP or SigLIP of transformers.
         """
-        base: Any = self.get_base_model()
-        vision_config = getattr(getattr(base, "config", None), "vision_config", None)
-        kind = getattr(vision_config, "model_type", None)
-        if kind not in VISION_TYPES:
-            raise ValueError(
-                f"a classifier can be built from CLIP and SigLIP of transformers, got {type(base).__name__}; for others "
-                "use `encode_classes` and `encode_images`."
-            )
+        check_has_classifier(self.get_base_model())
         names = self.class_names if class_names is None else check_class_names(class_names)
         features = self.encode_classes(class_names, chunk_size=chunk_size)
-        assert names is not None and vision_config is not None
-        settings = vision_config.to_dict()
-        if kind == "clip_vision_model":
-            settings["projection_dim"] = base.projection_dim
-        config = PromptedImageClassifierConfig(
-            vision_config=settings,
-            embed_dim=features.shape[1],
-            id2label=dict(enumerate(names)),
-            label2id={name: index for index, name in enumerate(names)},
-        )
-        classifier: Any = PromptedImageClassifier(config)
-        classifier.to(self.device, base.dtype)
-        tower = base.vision_model.state_dict()
-        if kind == "clip_vision_model":
-            tower = {f"vision_model.{name}": tensor for name, tensor in tower.items()}
-            tower["visual_projection.weight"] = base.visual_projection.weight
-        classifier.vision_tower.load_state_dict(tower)
-        scale, bias = logit_scale_and_bias(base)
-        classifier.class_weight = scale * features  # float32, also on a half-precision model
-        classifier.class_bias = torch.zeros_like(features[:, 0]) + (0.0 if bias is None else bias)
-        return classifier.eval()
+        assert names is not None
+        return classifier_from(self.get_base_model(), names, features)
 
     # --- NFL --------------------------------------------------------------------------------------------------------
 
@@ -493,95 +464,3 @@ class PeftModelForPromptedImageClassification(PeftModel):
             save_file({name: tensor.cpu() for name, tensor in self.basis.state_dict().items()}, folder / BASIS_FILE)
         if self.tokenizer is not None and hasattr(self.tokenizer, "save_pretrained"):
             self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
-
-
-class AutoPromptModel:
-    """Loads a prompt adapter with its base model, tokenizer, class names and subspace.
-
-    PEFT's own Auto classes refuse adapters of other tasks, and crash where a CLIP adapter has a tokenizer beside it.
-
-        >>> model = AutoPromptModel.from_pretrained("you/your-prompt")
-        >>> model.set_classes(["cat", "dog"])
-    """
-
-    def __init__(self):
-        raise OSError("use `AutoPromptModel.from_pretrained(adapter)`.")
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        adapter_id: str | os.PathLike,
-        base_model: nn.Module | None = None,
-        is_trainable: bool = False,
-        tokenizer: Any = None,
-        adapter_name: str = "default",
-        revision: str | None = None,
-        **kwargs: Any,
-    ) -> PeftModelForPromptedImageClassification:
-        """Load an adapter.
-
-        Args:
-            adapter_id: Hub id or folder of the adapter.
-            base_model: the model it belongs to; needed for open_clip, otherwise loaded from where the adapter says.
-            is_trainable: go on training.
-            tokenizer: default: the adapter's, else the base model's.
-            adapter_name: its name in the model.
-            revision: of the adapter.
-            kwargs: of the base model's `from_pretrained`, such as `dtype`.
-
-        Returns:
-            The model, in evaluation mode, with the classes of the adapter if it has names and there is a tokenizer.
-
-        Raises:
-            ValueError: an adapter of another method, no base model, or a subspace of another shape.
-        """
-        adapter = str(adapter_id)
-        config = PeftConfig.from_pretrained(adapter, revision=revision)
-        if not isinstance(config, SubPTConfig):
-            raise ValueError(f"{adapter} is an adapter of type {config.peft_type}, not {PEFT_NAME.upper()}.")  # noqa: TRY004
-        config.inference_mode = not is_trainable
-        if base_model is None:
-            if not config.base_model_name_or_path:
-                raise ValueError(f"{adapter} doesn't name its base model (as those for open_clip); give `base_model`.")
-            base_model = AutoModelForZeroShotImageClassification.from_pretrained(
-                config.base_model_name_or_path, revision=config.revision, **kwargs
-            )
-        model = PeftModelForPromptedImageClassification.from_pretrained(
-            base_model, adapter, adapter_name=adapter_name, is_trainable=is_trainable, config=config, revision=revision
-        )
-        assert isinstance(model, PeftModelForPromptedImageClassification)
-        model.tokenizer = tokenizer if tokenizer is not None else _adapter_tokenizer(adapter, revision)
-        if basis_file := _optional_file(adapter, BASIS_FILE, revision):
-            model.basis = Basis(**load_file(basis_file))
-            if model.basis.components.shape[1] != model.context.numel():
-                raise ValueError(
-                    f"{BASIS_FILE} has directions of {model.basis.components.shape[1]} values, the context "
-                    f"{model.context.numel()}: it is another adapter's."
-                )
-        if config.class_names is not None:
-            try:
-                model.set_classes(config.class_names)
-            except ValueError:
-                if model.tokenizer is not None or config.class_specific:
-                    raise
-                # No tokenizer to be found: the names wait for `set_classes`.
-        return model.eval()
-
-
-def _optional_file(adapter: str, name: str, revision: str | None) -> str | None:
-    """Path of a file of an adapter, or None if it has none (or none was stored while this machine is offline)."""
-    if os.path.isdir(adapter):
-        path = os.path.join(adapter, name)
-        return path if os.path.isfile(path) else None
-    try:
-        return hf_hub_download(adapter, name, revision=revision)
-    except EntryNotFoundError:
-        return None
-
-
-def _adapter_tokenizer(adapter: str, revision: str | None) -> Any:
-    if _optional_file(adapter, f"{TOKENIZER_FOLDER}/tokenizer_config.json", revision):
-        return AutoTokenizer.from_pretrained(adapter, subfolder=TOKENIZER_FOLDER, revision=revision)
-    if _optional_file(adapter, "tokenizer_config.json", revision):
-        return AutoTokenizer.from_pretrained(adapter, revision=revision)
-    return None

@@ -15,8 +15,9 @@ from tiny_subpt import NAMES, OTHERS, embeddings
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
+from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments
 from hf_methods.subpt.subspace_subpt import SubspaceProjector, project, random_basis
-from hf_methods.subpt.training_subpt import SubPTTrainer, SubPTTrainingArguments
+from hf_methods.subpt.training_subpt import SubPTTrainer
 
 
 WORLD, STEPS, ACCUMULATE = 2, 3, 2

@@ -16,14 +16,9 @@ from transformers import TrainerCallback, set_seed
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.subpt import SubPTConfig, nfl_loss
+from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments, coop_learning_rate, early_epochs
 from hf_methods.subpt.subspace_subpt import project
-from hf_methods.subpt.training_subpt import (
-    SubPTTrainer,
-    SubPTTrainingArguments,
-    classification_accuracy,
-    coop_learning_rate,
-    early_epochs,
-)
+from hf_methods.subpt.training_subpt import SubPTTrainer, classification_accuracy
 
 
 def rows(number=16):

@@ -16,6 +16,7 @@ from transformers import set_seed
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import write_results
+from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments
 from hf_methods.subpt.export_subpt import export_merged, export_text_embeddings
 from hf_methods.subpt.recipe_subpt import (
     AccuracyCurve,
@@ -26,7 +27,7 @@ from hf_methods.subpt.recipe_subpt import (
     load_data,
     measure,
 )
-from hf_methods.subpt.training_subpt import SubPTTrainer, SubPTTrainingArguments
+from hf_methods.subpt.training_subpt import SubPTTrainer
 
 
 RUN_SETTINGS = (
