@@ -437,7 +437,8 @@ class PeftModelForPromptedImageClassification(PeftModel):
 
     @staticmethod
     def _check_labels(labels: Tensor, num_classes: int) -> None:
-        if labels.device.type != "cpu" or not labels.numel():  # on another device a look would wait for it
+        # On another device a look would wait for it, in a compiled graph it would break the graph.
+        if labels.device.type != "cpu" or not labels.numel() or torch.compiler.is_compiling():
             return
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= num_classes:

@@ -357,6 +357,27 @@ def test_an_adapter_that_names_no_model_needs_one(tmp_path):
     assert torch.equal(loaded.encode_classes(), model.encode_classes().detach())
 
 
+def test_peft_loads_into_empty_parameters():
+    import tempfile
+
+    model = make_model().eval()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        loaded = PeftModel.from_pretrained(make_clip(), folder, low_cpu_mem_usage=True)
+    loaded.set_classes(NAMES, make_tokenizer())
+    assert torch.equal(loaded.encode_classes(), model.encode_classes().detach())
+
+
+def test_words_need_no_tokenizer_to_load(tmp_path):
+    words = tmp_path / "tokenizer"
+    make_tokenizer().save_pretrained(words)
+    model = get_peft_model(make_clip(), SubPTConfig(ctx_init="a photo of a", tokenizer_name_or_path=str(words)))
+    model.save_pretrained(tmp_path / "adapter")
+    words.rename(tmp_path / "elsewhere")
+    loaded = AutoPromptModel.from_pretrained(tmp_path / "adapter", base_model=make_clip())
+    assert torch.equal(loaded.context, model.context)
+
+
 def test_an_adapter_of_another_method_is_refused(tmp_path):
     peft.LoraConfig(base_model_name_or_path="x").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="of type.*LORA.*not SUBPT"):
@@ -425,8 +446,12 @@ def test_class_ids_are_buffers_that_move_with_the_model_and_are_not_stored():
     assert not any("input_ids" in name for name in model.state_dict())
     assert model.to("meta").class_input_ids.device.type == "meta"
     # nn.DataParallel cuts arguments along the batch; replicas get buffers whole.
-    replica = make_model()._replicate_for_data_parallel()
+    model = make_model()
+    replica = model._replicate_for_data_parallel()
     assert replica._buffers["class_input_ids"].shape[0] == len(NAMES)
+    contexts = model.prompt_layer.subpt_ctx._replicate_for_data_parallel()
+    contexts.default = model.context * 1  # what `replicate` does: a tensor with a graph instead of the parameter
+    assert contexts["default"] is contexts.default and list(contexts) == ["default"]
 
 
 # --- trap 10: the stock pipeline ------------------------------------------------------------------------------------
@@ -613,6 +638,18 @@ def test_chunks_have_the_features_and_the_gradient_of_the_whole():
         torch.testing.assert_close(features, make_model().encode_classes().detach(), rtol=1e-5, atol=1e-6)
     for gradient in gradients[1:]:
         torch.testing.assert_close(gradient, gradients[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_has_the_numbers_of_the_plain_one_in_one_graph():
+    model = make_model()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    labels = torch.arange(4)
+    expected = model(images(), labels=labels).loss
+    loss = compiled(images(), labels=labels).loss
+    torch.testing.assert_close(loss, expected)
+    gradients = [torch.autograd.grad(x, model.context)[0] for x in (loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
 # --- PEFT's enums ---------------------------------------------------------------------------------------------------

@@ -539,6 +539,7 @@ def test_arguments_come_from_yaml(tmp_path):
         ({"subspace_source": "gradients"}, "`subspace_source` must be one of snapshots, random"),
         ({"num_train_epochs": 1.5}, "whole number, 1 or more"),
         ({"max_steps": 5}, "without `max_steps`"),
+        ({"fsdp": "full_shard"}, "cut the context into shards.*use DDP"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, options, message):
