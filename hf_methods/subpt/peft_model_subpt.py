@@ -99,6 +99,7 @@ class PeftModelForPromptedImageClassification(PeftModel):
         self.register_buffer("anchor_input_ids", None, persistent=False)
         self.register_buffer("anchor_targets", None, persistent=False)
         self.register_buffer("anchor_class", None, persistent=False)
+        self._class_options: dict[str, bool] = {}
         self._cached: tuple[tuple, Tensor] | None = None
         self.train(self.training)
 
@@ -157,7 +158,33 @@ class PeftModelForPromptedImageClassification(PeftModel):
         names = check_class_names(class_names)
         ids = self.prompt_ids(names, tokenizer, truncation=truncation, full_length=full_length)
         self.class_names, self.class_input_ids = names, ids
+        self._class_options = {"truncation": truncation, "full_length": full_length}
         self._cached = None
+
+    def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
+        """As `PeftModel.set_adapter`; the classes stay, with the other adapter's prompts. Anchors go.
+
+        A class-specific context takes other classes than its own away: set them again.
+        """
+        before = self.active_adapter
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        if adapter_name != before:
+            self._prompt_classes_anew()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """As `PeftModel.delete_adapter`; the classes stay, with the prompts of the adapter that is active then."""
+        before = self.active_adapter
+        super().delete_adapter(adapter_name)
+        if self.active_adapter != before:
+            self._prompt_classes_anew()
+
+    def _prompt_classes_anew(self) -> None:
+        names, self.class_names, self.class_input_ids, self._cached = self.class_names, None, None, None
+        self.set_anchors(None)
+        if names is None or self.active_adapter not in self.peft_config:
+            return
+        if not self.prompt_config.class_specific or names == self.prompt_config.class_names:
+            self.set_classes(names, **self._class_options)
 
     def prompt_ids(
         self, names: Sequence[str], tokenizer: Any = None, *, truncation: bool = False, full_length: bool = False

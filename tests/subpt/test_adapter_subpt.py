@@ -437,6 +437,36 @@ def test_open_clips_own_tokenizer_gives_the_ids_of_transformers():
     assert torch.equal(ids[:, [0, *range(4, ids.shape[1])]], plain[:, [0, *range(4, ids.shape[1])]])
 
 
+def test_clips_real_vocabulary_extended_with_the_context_gives_the_prompts_ids():
+    """The true 49408 tokens, from the BPE file that open_clip ships."""
+    open_clip = pytest.importorskip("open_clip")
+    from transformers import CLIPTokenizer
+
+    from hf_methods.subpt.prompts_subpt import build_prompt_ids
+
+    theirs = open_clip.get_tokenizer("ViT-B-32")
+    merges = sorted(theirs.bpe_ranks, key=theirs.bpe_ranks.get)
+    tokenizer = CLIPTokenizer(
+        vocab={token.replace("<start_of_text>", "<|startoftext|>").replace("<end_of_text>", "<|endoftext|>"): index
+               for token, index in theirs.encoder.items()},
+        merges=merges,
+    )  # fmt: skip
+    assert len(tokenizer) == 49408 and tokenizer.eos_token_id == 49407
+    names = ["Great Pyrenees dog", "jack-o'-lantern", "2012 BMW M3", "café au lait", "St. Bernard"]
+    for position in ("end", "middle", "front"):
+        config = SubPTConfig(n_ctx=5, first_ctx_token_id=49408, class_token_position=position)
+        ids = build_prompt_ids(config, names, tokenizer, max_length=77)
+        texts = [prompt_template(config).replace("{}", name) for name in names]
+        extended = extend_tokenizer(tokenizer, config)
+        assert torch.equal(extended(texts, padding=True, return_tensors="pt")["input_ids"], ids)
+        # open_clip pads with 0 where transformers pads with the end of text
+        own = build_prompt_ids(config, names, theirs, max_length=77)
+        until = (ids == 49407).int().argmax(-1)
+        for row, other, end in zip(ids.tolist(), own.tolist(), until.tolist()):
+            assert row[: end + 1] == other[: end + 1]
+        assert extended.convert_tokens_to_ids("<|ctx_4|>") == 49412
+
+
 # --- trap 9: class ids are buffers ----------------------------------------------------------------------------------
 
 
@@ -494,17 +524,29 @@ def test_adapters_switch_and_are_deleted(tmp_path):
     expected = {m: m.encode_classes().detach() for m in (model, other)}
     model.load_adapter(tmp_path, "second")
     torch.testing.assert_close(model.encode_classes().detach(), expected[model], rtol=0, atol=0)
-    model.set_adapter("second")
-    model.set_classes(NAMES)
+    model.set_adapter("second")  # another number of tokens at another place: the prompts follow
     torch.testing.assert_close(model.encode_classes().detach(), expected[other], rtol=0, atol=0)
     assert [p.requires_grad for p in model.prompt_layer.subpt_ctx.values()] == [False, True]
     with pytest.raises(ValueError, match="only one prompt can be active"):
         model.base_model.set_adapter(["default", "second"])
-    model.set_adapter("default")
-    model.delete_adapter("second")
-    model.set_classes(NAMES)
+    with pytest.warns(UserWarning, match="Setting active adapter to default"):
+        model.delete_adapter("second")
     assert list(model.prompt_layer.subpt_ctx) == list(model.prompt_layer.first_ctx_token_id) == ["default"]
     torch.testing.assert_close(model.encode_classes().detach(), expected[model], rtol=0, atol=0)
+
+
+def test_a_class_specific_adapter_takes_classes_of_others_away():
+    model = make_model()
+    model.add_adapter("second", SubPTConfig(n_ctx=2, class_specific=True, class_names=OTHERS))
+    model.set_anchors(OTHERS, torch.ones(len(OTHERS), DIM))
+    model.set_adapter("default")  # the active one: nothing changes
+    assert model.nfl_weight == 1 and model.class_names is not None
+    model.set_adapter("second")
+    assert model.class_names is None and model.nfl_weight == 0
+    with pytest.raises(ValueError, match="no classes are set"):
+        model(images())
+    model.set_classes(OTHERS)
+    assert model(images()).logits.shape == (4, len(OTHERS))
 
 
 def test_a_frozen_prompt_stays_frozen_behind_a_disabled_adapter(repositories):
