@@ -3,7 +3,9 @@
 
 """Published methods on the Hugging Face stack; importing this registers their Auto classes."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from hf_methods.cpe import (
     CPEConfig,
@@ -27,19 +29,47 @@ from hf_methods.softmax1 import (
 )
 
 
+if TYPE_CHECKING:
+    from hf_methods.subpt import (
+        AutoPromptModel,
+        PromptedImageClassifier,
+        SubPTConfig,
+        SubPTTrainer,
+        SubPTTrainingArguments,
+        SubspaceProjector,
+        compute_basis,
+    )
+
 __version__ = version("hf_methods")
+# Imported when first used: `hf_methods.subpt` imports PEFT, and registers its adapters and its Auto class.
+_LAZY = {
+    "AutoPromptModel": "hf_methods.subpt",
+    "PromptedImageClassifier": "hf_methods.subpt",
+    "SubPTConfig": "hf_methods.subpt",
+    "SubPTTrainer": "hf_methods.subpt",
+    "SubPTTrainingArguments": "hf_methods.subpt",
+    "SubspaceProjector": "hf_methods.subpt",
+    "compute_basis": "hf_methods.subpt",
+}
 __all__ = [
+    "AutoPromptModel",
     "CPEConfig",
     "CPEForImageClassification",
     "CPETrainer",
     "CPETrainingArguments",
     "ModelReport",
     "OrthoAdam",
+    "PromptedImageClassifier",
     "RoundToNearestConfig",
     "Softmax1GPT2Config",
     "Softmax1GPT2LMHeadModel",
     "Softmax1LlamaConfig",
     "Softmax1LlamaForCausalLM",
+    "SubPTConfig",
+    "SubPTTrainer",
+    "SubPTTrainingArguments",
+    "SubspaceProjector",
+    "compute_basis",
     "convert_to_softmax1",
     "inspect_model",
     "load_softmax1",
@@ -47,3 +77,13 @@ __all__ = [
     "ortho_adam_parameter_groups",
     "softmax1",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from hf_methods.args import parse_args_and_config
 from hf_methods.cpe import CPETrainingArguments, recipe_cpe
 from hf_methods.softmax1.training_softmax1 import DataArguments, ModelArguments, Softmax1TrainingArguments
+from hf_methods.subpt import SubPTTrainingArguments, recipe_subpt
 
 
 TRAINING = Path(__file__).parent.parent / "training"
@@ -145,6 +146,7 @@ def test_unknown_and_abbreviated_options_are_errors(argv):
 TYPES = {
     "softmax1": (ModelArguments, DataArguments, Softmax1TrainingArguments),
     "cpe": (recipe_cpe.ModelArguments, recipe_cpe.DataArguments, CPETrainingArguments),
+    "subpt": (recipe_subpt.ModelArguments, recipe_subpt.DataArguments, SubPTTrainingArguments),
 }
 
 

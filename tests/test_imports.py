@@ -113,6 +113,7 @@ def test_the_files_that_travel_are_known():
         "normalization_cpe.py",
         "pipeline_cpe.py",
     }
+    assert travelling_files(PACKAGE / "subpt") == {"configuration_subpt.py", "modeling_subpt.py"}
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} <= METHODS
 
 
@@ -164,7 +165,7 @@ def test_a_breach_in_a_staying_file_is_found(method, line):
     assert staying_errors(good + own + line, method)
 
 
-OPTIONAL = {"matplotlib", "gradio", "optimum", "scipy", "open_clip", "typer"}
+OPTIONAL = {"matplotlib", "gradio", "optimum", "scipy", "open_clip", "peft", "torchvision", "typer"}
 IMPORT_CODE = f"""
 import sys
 import torch

@@ -1,0 +1,177 @@
+# SPDX-FileCopyrightText: 2026 The hf_methods authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A learned prompt for people without this package: a plain CLIP, an adapter of stock PEFT, a matrix of features."""
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import TrainableTokensConfig, get_peft_model
+from safetensors.torch import save_file
+from torch import nn
+
+from hf_methods.checkpoints import atomic_save, atomic_write_text
+from hf_methods.subpt.peft_model_subpt import PeftModelForPromptedImageClassification
+from hf_methods.subpt.prompts_subpt import extend_tokenizer, prompt_template
+
+
+TEXT_EMBEDDINGS_FILE = "text_embeddings.safetensors"
+
+
+def export_merged(
+    model: PeftModelForPromptedImageClassification, folder: str | Path, image_processor: Any = None
+) -> str:
+    """A plain CLIP or SigLIP checkpoint with the context as further tokens of its vocabulary.
+
+        >>> template = export_merged(model, "merged", image_processor)
+        >>> pipe = pipeline("zero-shot-image-classification", model="merged")
+        >>> pipe("image.png", candidate_labels=["cat", "dog"], hypothesis_template=template)
+
+    Args:
+        model: a prompted model of transformers, with a tokenizer. It stays as it is; a copy is merged.
+        folder: written as a whole, or not at all; what was there is replaced.
+        image_processor: saved beside it, for the pipeline.
+
+    Returns:
+        The `hypothesis_template`, which the configuration holds as `subpt_hypothesis_template` too.
+
+    Raises:
+        ValueError: a class-specific context (it has no one template), reserved slots, an open_clip model, or a tokenizer
+            that is not the base model's.
+    """
+    config, tokenizer = model.prompt_config, model._get_tokenizer()
+    if config.class_specific:
+        raise ValueError(
+            "a class-specific context has a prompt for each class and no one template; use `build_classifier` or "
+            "`export_text_embeddings`."
+        )
+    _need_transformers(model, "export_text_embeddings")
+    extended = extend_tokenizer(tokenizer, config)
+    template = prompt_template(config)
+    merged: Any = _copy(model).merge_and_unload(safe_merge=True)
+    merged.config.subpt_hypothesis_template = template
+
+    def save(aside: Path) -> None:
+        merged.save_pretrained(aside)
+        extended.save_pretrained(aside)
+        if image_processor is not None:
+            image_processor.save_pretrained(aside)
+
+    atomic_save(folder, save)
+    return template
+
+
+def export_trainable_tokens(model: PeftModelForPromptedImageClassification, folder: str | Path) -> None:
+    """An adapter of PEFT's own `TRAINABLE_TOKENS`, with the extended tokenizer and a README that says how to load it.
+
+    Who loads it must lengthen the embedding first, and for OpenAI's checkpoints set the end-of-text id: see the README in
+    `folder`. To train go on with this package: PEFT's layer copies the whole embedding in every call.
+
+    Args:
+        model: a prompted model of transformers, with a tokenizer.
+        folder: written as a whole, or not at all.
+
+    Raises:
+        ValueError: as for `export_merged`, but class-specific contexts are taken.
+    """
+    config = model.prompt_config
+    _need_transformers(model, "export_text_embeddings")
+    extended = extend_tokenizer(model._get_tokenizer(), config)
+    context = model.context.detach()
+    tuner: Any = model.base_model
+    (name,) = tuner.targeted_module_names
+    base: Any = _copy(model).unload()
+    embedding: nn.Embedding = base.get_submodule(name)
+    ids = list(range(len(extended) - len(context), len(extended)))
+    embedding.weight = nn.Parameter(
+        torch.cat([embedding.weight.detach()[: ids[0]], context.to(embedding.weight)]), requires_grad=False
+    )
+    embedding.num_embeddings = len(embedding.weight)
+    # PEFT starts the trained rows from the embedding: they are the context already.
+    stock: Any = get_peft_model(base, TrainableTokensConfig(token_indices=ids, target_modules=[name]))
+    stock.peft_config["default"].base_model_name_or_path = config.base_model_name_or_path
+    tower = name.removesuffix(".embeddings.token_embedding")
+    readme = TRAINABLE_TOKENS_README.format(
+        tower=tower, size=len(extended), eos=config.eos_token_id, template=prompt_template(config)
+    )
+
+    def save(aside: Path) -> None:
+        stock.save_pretrained(str(aside), save_embedding_layers=False)
+        extended.save_pretrained(aside / "tokenizer")
+        atomic_write_text(aside / "README.md", readme)
+
+    atomic_save(folder, save)
+
+
+TRAINABLE_TOKENS_README = """---
+library_name: peft
+---
+A learned prompt for a CLIP-like model (hf_methods, SubPT), as an adapter of PEFT's TRAINABLE_TOKENS.
+
+```python
+model = AutoModelForZeroShotImageClassification.from_pretrained(base_model)
+model.{tower}.resize_token_embeddings({size}, mean_resizing=False)
+model.{tower}.eos_token_id = {eos}  # where text is pooled; 2 would pool at the largest id, a context token
+model = PeftModel.from_pretrained(model, adapter)
+tokenizer = AutoTokenizer.from_pretrained(adapter, subfolder="tokenizer")
+text = "{template}".format(class_name)
+```
+"""
+
+
+@torch.no_grad()
+def export_text_embeddings(
+    model: PeftModelForPromptedImageClassification,
+    folder: str | Path,
+    class_names: Sequence[str] | None = None,
+    *,
+    chunk_size: int = 256,
+) -> Path:
+    """The features of class names as a matrix, for detectors and segmenters that take one.
+
+    Args:
+        model: a prompted model, also of open_clip.
+        folder: gets `text_embeddings.safetensors`.
+        class_names: names, default those that are set.
+        chunk_size: prompts at once.
+
+    Returns:
+        The file: `text_embeds` (classes, dim), float32, rows of length 1; metadata `names` (JSON), `base_model`,
+        `template`, and `adapter_sha256` of the context.
+
+    Raises:
+        ValueError: no classes.
+    """
+    features = model.encode_classes(class_names, chunk_size=chunk_size)
+    names = list(class_names) if class_names is not None else model.class_names
+    path = Path(folder) / TEXT_EMBEDDINGS_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    context = model.context.detach().float().cpu().contiguous()
+    metadata = {
+        "names": json.dumps(names),
+        "base_model": model.prompt_config.base_model_name_or_path or "",
+        "template": prompt_template(model.prompt_config),
+        "adapter_sha256": hashlib.sha256(context.numpy().tobytes()).hexdigest(),
+    }
+    aside = path.with_suffix(".aside")
+    save_file({"text_embeds": features.cpu().contiguous()}, aside, metadata=metadata)
+    os.replace(aside, path)
+    return path
+
+
+def _need_transformers(model: PeftModelForPromptedImageClassification, instead: str) -> None:
+    base: Any = model.get_base_model()
+    if not hasattr(base, "save_pretrained"):
+        raise ValueError(f"{type(base).__name__} is no model of transformers; use `{instead}`.")
+
+
+def _copy(model: PeftModelForPromptedImageClassification) -> PeftModelForPromptedImageClassification:
+    # Features with a graph can't be copied, and the copy needs none.
+    model._cached = None
+    return copy.deepcopy(model)

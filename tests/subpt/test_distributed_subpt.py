@@ -1,0 +1,108 @@
+# SPDX-FileCopyrightText: 2026 The hf_methods authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Two gloo processes: the projection under DistributedDataParallel, and a whole `fit`, against one process."""
+
+import contextlib
+import os
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_adapter_subpt import make_model
+from tiny_subpt import NAMES, OTHERS, embeddings
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments
+from hf_methods.subpt.subspace_subpt import SubspaceProjector, project, random_basis
+from hf_methods.subpt.training_subpt import SubPTTrainer
+
+
+WORLD, STEPS, ACCUMULATE = 2, 3, 2
+FEATURES = embeddings(16)
+LABELS = torch.arange(16) % len(NAMES)
+
+
+def plain_loop(model, rank, world, accumulate):
+    """SGD with clipping over all 16 images a step: `world` processes, `accumulate` backward passes each."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    context = inner.context
+    optimizer = torch.optim.SGD([context], 0.05, momentum=0.9)
+    start = context.detach().clone()
+    with SubspaceProjector(context, random_basis(context.numel(), 5)):
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            parts = torch.arange(16)[rank::world].chunk(accumulate)
+            for number, part in enumerate(parts):
+                is_last = number == len(parts) - 1
+                no_sync = model.no_sync() if world > 1 and not is_last else contextlib.nullcontext()
+                with no_sync:
+                    (model(image_embeds=FEATURES[part], labels=LABELS[part]).loss / accumulate).backward()
+            torch.nn.utils.clip_grad_norm_([context], 0.5)
+            optimizer.step()
+    return context.detach().clone() - start
+
+
+def fit(folder, per_device):
+    arguments = SubPTTrainingArguments(
+        folder, num_train_epochs=4, subspace_epochs=3, subspace_rank=2, learning_rate=0.05, use_cpu=True,
+        per_device_train_batch_size=per_device, report_to="none", disable_tqdm=True, logging_strategy="no",
+        nfl_weight=1.0, nfl_names=OTHERS, nfl_templates=["a {}."], ddp_find_unused_parameters=False,
+    )  # fmt: skip
+    data = [{"image_embeds": row, "labels": int(label)} for row, label in zip(FEATURES, LABELS)]
+    trainer = SubPTTrainer(make_model(), arguments, train_dataset=data)
+    output = trainer.fit()
+    return {
+        "context": trainer.prompt_model.context.detach().clone(),
+        "snapshots": output.snapshots,
+        "components": output.basis.components,
+        "world": arguments.world_size,
+    }
+
+
+def worker(rank, port, folder):
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    os.environ.update(
+        GLOO_SOCKET_IFNAME="lo", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
+    results = {"loop": plain_loop(DistributedDataParallel(make_model()), rank, WORLD, ACCUMULATE)}
+    results["fit"] = fit(f"{folder}/{rank}", 8)
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The results of both processes: one pair for all tests."""
+    folder = tmp_path_factory.mktemp("distributed")
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # takes a free port
+    torch.multiprocessing.spawn(worker, args=(store.port, str(folder)), nprocs=WORLD)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+def test_a_loop_with_accumulation_and_clipping_is_that_of_one_process(results):
+    expected = plain_loop(make_model(), 0, 1, 1)
+    basis = random_basis(expected.numel(), 5)
+    assert expected.norm() > 0.01
+    for result in results:
+        assert_close(result["loop"], expected, rtol=0, atol=1e-5)
+        outside = result["loop"] - project(result["loop"], basis.components)
+        assert outside.norm() < 1e-5 * expected.norm()
+    assert torch.equal(results[0]["loop"], results[1]["loop"])
+
+
+def test_a_whole_fit_is_that_of_one_process(results, tmp_path):
+    expected = fit(str(tmp_path), 16)
+    for result in results:
+        assert result["fit"]["world"] == WORLD
+        assert_close(result["fit"]["snapshots"], expected["snapshots"], rtol=0, atol=1e-5)
+        assert_close(result["fit"]["context"], expected["context"], rtol=0, atol=1e-4)
+    for name in ("context", "snapshots", "components"):  # the processes agree to the bit
+        assert torch.equal(results[0]["fit"][name], results[1]["fit"][name])
+    assert (expected["context"] - make_model().context).norm() > 0.05

@@ -1,0 +1,90 @@
+# SPDX-FileCopyrightText: 2026 The hf_methods authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tiny random CLIP, SigLIP and open_clip models and a small CLIP tokenizer, all made in code."""
+
+import copy
+import functools
+
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, SiglipConfig, SiglipModel
+
+
+NAMES = ["cat", "dog", "blue jay", "sea_lion", "ox"]
+OTHERS = ["bee", "yak", "pine tree"]
+WIDTH, DIM, LENGTH = 32, 24, 40
+
+
+def bytes_to_unicode():
+    """The byte symbols of GPT-2's and CLIP's BPE, in the order of CLIP's vocabulary."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(len(others))]
+
+
+@functools.cache
+def make_tokenizer():
+    """A `CLIPTokenizer` with CLIP's 512 byte symbols, a few merges, and the two special tokens at its end."""
+    symbols = bytes_to_unicode()
+    merges = [("p", "h"), ("o", "t"), ("ot", "o</w>"), ("ph", "oto</w>"), ("o", "f</w>"), ("c", "a"), ("ca", "t</w>")]
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *map("".join, merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=merges)
+
+
+TEXT = dict(hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+VISION = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16)
+
+
+def spread(model, std=0.3):
+    """Larger weights than a fresh model's, so that features differ between texts."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if param.ndim > 1:
+                param.copy_(std * torch.randn(param.shape, generator=generator))
+            elif name.endswith("bias") and "logit" not in name:
+                param.zero_()
+            elif "class_embedding" in name or "logit_bias" in name:
+                param.fill_(0.1)
+    return model.eval()
+
+
+@functools.cache
+def _clip(eos_token_id):
+    size = len(make_tokenizer())
+    text = dict(**TEXT, vocab_size=size, max_position_embeddings=LENGTH, eos_token_id=eos_token_id, bos_token_id=0)
+    config = CLIPConfig(text_config=text, vision_config=dict(**VISION, patch_size=8), projection_dim=DIM)
+    return spread(CLIPModel(config))
+
+
+def make_clip(eos_token_id=2):
+    """HF CLIP; 2 is what OpenAI's checkpoints say."""
+    return copy.deepcopy(_clip(eos_token_id))
+
+
+def make_siglip():
+    """HF SigLIP with the same vocabulary."""
+    size = len(make_tokenizer())
+    text = dict(**TEXT, vocab_size=size, max_position_embeddings=LENGTH, projection_size=WIDTH)
+    vision = dict(**{**VISION, "hidden_size": WIDTH, "num_attention_heads": 4}, patch_size=8)
+    return spread(SiglipModel(SiglipConfig(text_config=text, vision_config=vision)))
+
+
+def make_open_clip(custom_text=False):
+    """open_clip's CLIP or CustomTextCLIP with the same vocabulary."""
+    import open_clip.model
+
+    cls = open_clip.model.CustomTextCLIP if custom_text else open_clip.model.CLIP
+    size = len(make_tokenizer())
+    text = dict(context_length=LENGTH, vocab_size=size, width=WIDTH, heads=4, layers=2)
+    vision = dict(image_size=16, patch_size=8, width=16, layers=1, head_width=8)
+    return spread(cls(embed_dim=DIM, vision_cfg=vision, text_cfg=text))
+
+
+def images(number=4, seed=0):
+    return torch.randn(number, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def embeddings(number=64, dim=DIM, seed=0):
+    return torch.nn.functional.normalize(torch.randn(number, dim, generator=torch.Generator().manual_seed(seed)))

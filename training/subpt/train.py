@@ -1,0 +1,98 @@
+# SPDX-FileCopyrightText: 2026 The hf_methods authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tune the prompt of a CLIP-like model with CoOp, SubPT and NFL, and test it on base and novel classes.
+
+python training/subpt/train.py --config training/subpt/dtd.yaml --output_dir runs/dtd
+
+Writes the adapter, the merged model for the stock zero-shot pipeline, and results.json into `output_dir`. With
+`--save_strategy epoch`, a run that was stopped goes on from its last checkpoint.
+"""
+
+import time
+from pathlib import Path
+
+from transformers import set_seed
+
+from hf_methods.args import parse_args_and_config
+from hf_methods.checkpoints import write_results
+from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments
+from hf_methods.subpt.export_subpt import export_merged, export_text_embeddings
+from hf_methods.subpt.recipe_subpt import (
+    AccuracyCurve,
+    DataArguments,
+    ModelArguments,
+    build_model,
+    load_classes,
+    load_data,
+    measure,
+)
+from hf_methods.subpt.training_subpt import SubPTTrainer
+
+
+RUN_SETTINGS = (
+    "subspace_rank", "subspace_epochs", "subspace_source", "nfl_weight", "nfl_loss", "anchor_names", "stop_epochs",
+    "learning_rate", "num_train_epochs",
+)  # fmt: skip
+
+
+def arm_of(args: SubPTTrainingArguments) -> str:
+    """What the settings are called in tables."""
+    subspace = (
+        {"snapshots": " + SubPT", "random": " + random subspace"}[args.subspace_source] if args.subspace_rank else ""
+    )
+    anchor = {"auxiliary": " + NFL", "base": " + anchor on base names", "both": " + NFL and base anchor"}
+    stopped = f" stopped at epoch {args.stop_epochs}" if args.stop_epochs else ""
+    return f"CoOp{subspace}{anchor[args.anchor_names] if args.nfl_weight else ''}{stopped}"
+
+
+def train(model_args: ModelArguments, data_args: DataArguments, args: SubPTTrainingArguments) -> None:
+    """Train, then save the adapter, the merged model and results.json in `args.output_dir`."""
+    start = time.time()
+    set_seed(args.seed)
+    train_images, test_images, names = load_classes(data_args)
+    base_names = names[: (len(names) + 1) // 2] if data_args.base_to_novel else names
+    model, image_processor = build_model(model_args, base_names)
+    model.to(args.device)
+    data = load_data(data_args, train_images, test_images, names, model, image_processor, args.seed)
+    model.set_classes(data.names)
+    if args.nfl_weight and args.anchor_names != "base" and args.nfl_names is None:
+        if data_args.nfl_protocol == "inductive" or "novel" not in data.tests:
+            raise ValueError(
+                "NFL needs names: give `nfl_names`, or a base-to-novel run with the transductive protocol."
+            )
+        args.nfl_names = data.tests["novel"][2]
+    zero_shot = measure(data.tests, lambda names: model.encode_templates(names, [data_args.template]))
+    trainer = SubPTTrainer(model, args, train_dataset=data.train)
+    curve = AccuracyCurve(trainer, data.tests)
+    trainer.add_callback(curve)
+    output = trainer.fit(resume=args.save_strategy != "no")
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(trainer.folder)
+    model.save_pretrained(folder / "adapter")
+    export_text_embeddings(model, folder / "adapter", None if model_args.class_specific else names)
+    if not model_args.class_specific and hasattr(model.get_base_model(), "save_pretrained"):  # else open_clip's
+        export_merged(model, folder / "merged", image_processor)
+    figures, arm = measure(data.tests, model.encode_classes), arm_of(args)
+    settings = {**vars(model_args), **vars(data_args), **{name: getattr(args, name) for name in RUN_SETTINGS}}
+    if args.nfl_weight:
+        settings["nfl_names"] = args.nfl_names
+    write_results(
+        folder / "results.json",
+        seeds=[args.seed],
+        data=data.digests,
+        wall_seconds=time.time() - start,
+        settings={"split": data_args.test_split, "train": settings},
+        arm=arm,
+        summary_mean_and_sd={
+            name: {key: [value, None] for key, value in row.items()}
+            for name, row in (("zero-shot CLIP", zero_shot), (arm, figures))
+        },
+        explained_variance=output.basis.explained_variance_ratio.tolist() if output.basis else None,
+        curve=curve.rows,
+    )
+
+
+if __name__ == "__main__":
+    train(*parse_args_and_config((ModelArguments, DataArguments, SubPTTrainingArguments)))
