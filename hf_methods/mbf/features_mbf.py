@@ -21,9 +21,7 @@ CHUNK_ELEMENTS_ELSEWHERE = 2**25
 SHAPE_RANGE = (0.05, 1e4)  # of `estimate_shape`
 
 
-def mbf(
-    x: Tensor, num_coefficients: int, dim: int | tuple[int, ...] | None = None, *, debias: bool = False
-) -> Tensor:
+def mbf(x: Tensor, num_coefficients: int, dim: int | tuple[int, ...] | None = None, *, debias: bool = False) -> Tensor:
     """Magnitudes of the first Benford-Fourier coefficients of the numbers in `x`.
 
     |(1/N) sum_i exp(-j 2 pi n log10|x_i|)| for n = 1 .. num_coefficients. Zeros (|x| < 1e-30) have no logarithm: they

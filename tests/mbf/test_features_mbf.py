@@ -122,7 +122,9 @@ def test_special_cases_of_the_closed_form():
     expected = torch.stack(
         [(math.pi * t / torch.sinh(math.pi * t)).sqrt(), torch.cosh(math.pi * t / 2) ** -0.5, (1 + t**2) ** -0.5]
     )
-    torch.testing.assert_close(generalized_gaussian_mbf(torch.tensor([1, 2, math.inf]), 4), expected, rtol=1e-11, atol=0)
+    torch.testing.assert_close(
+        generalized_gaussian_mbf(torch.tensor([1, 2, math.inf]), 4), expected, rtol=1e-11, atol=0
+    )
     assert generalized_gaussian_mbf(2, 1).shape == (1,)
     assert generalized_gaussian_mbf(2.0, 1).item() == pytest.approx(0.165849, abs=5e-7)
 
