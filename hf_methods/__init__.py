@@ -5,6 +5,7 @@
 
 from importlib.metadata import version
 
+from hf_methods.mbf import MBFConfig, MBFDetector, generalized_gaussian_mbf, mbf
 from hf_methods.ortho_adam import OrthoAdam, ortho_adam_parameter_groups
 from hf_methods.softmax1 import (
     ModelReport,
@@ -22,6 +23,8 @@ from hf_methods.softmax1 import (
 
 __version__ = version("hf_methods")
 __all__ = [
+    "MBFConfig",
+    "MBFDetector",
     "ModelReport",
     "OrthoAdam",
     "RoundToNearestConfig",
@@ -30,8 +33,10 @@ __all__ = [
     "Softmax1LlamaConfig",
     "Softmax1LlamaForCausalLM",
     "convert_to_softmax1",
+    "generalized_gaussian_mbf",
     "inspect_model",
     "load_softmax1",
+    "mbf",
     "ortho_adam_parameter_groups",
     "softmax1",
 ]

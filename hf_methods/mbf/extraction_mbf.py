@@ -39,9 +39,9 @@ class MBFFeatures(ModelOutput):
         num_responses: (batch, layers) nonzero responses; under 16 the layer's features are 0.
     """
 
-    features: Tensor | None = None
-    logits: Tensor | None = None
-    num_responses: Tensor | None = None
+    features: Tensor = None  # type: ignore[assignment]
+    logits: Tensor = None  # type: ignore[assignment]
+    num_responses: Tensor = None  # type: ignore[assignment]
 
 
 def preset_layers(model: nn.Module) -> list[str]:
