@@ -130,6 +130,7 @@ class MBFFeatureExtractor:
         layers (`list[str]`): names of the modules, in module order.
         num_coefficients (`list[int]` or `None`): orders of each layer; `None` until the first call where the
             configuration leaves it to the layers' size.
+        gradient_floor (`float`): 0; an attacker sets it above, see `coefficient_sums`.
 
     Raises:
         TypeError: no module, or `DataParallel`.
@@ -150,6 +151,7 @@ class MBFFeatureExtractor:
             self.num_coefficients = list(config.num_coefficients)
         elif config.num_coefficients is not None:
             self.num_coefficients = [config.num_coefficients] * len(self.layers)
+        self.gradient_floor = 0.0
         self._positions: dict[tuple[int, torch.device], Tensor] = {}
 
     @property
@@ -264,7 +266,7 @@ class MBFFeatureExtractor:
             if self.num_coefficients is None
             else self.num_coefficients[index]
         )
-        return coefficient_sums(rows, count, mean)
+        return coefficient_sums(rows, count, mean, self.gradient_floor)
 
     def _positions_of(self, num_responses: int, device: torch.device) -> Tensor:
         key = (num_responses, device)

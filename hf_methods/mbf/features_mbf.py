@@ -89,7 +89,9 @@ class CoefficientSums:
         return energy.masked_fill(is_zero, 1).sqrt().masked_fill(is_zero, 0)
 
 
-def coefficient_sums(x: Tensor, num_coefficients: int, mean: Tensor | None = None) -> CoefficientSums:
+def coefficient_sums(
+    x: Tensor, num_coefficients: int, mean: Tensor | None = None, gradient_floor: float = 0.0
+) -> CoefficientSums:
     """Sums of cos and sin of 2 pi n log10|x - mean| over each row, in pieces: no temporary is larger than a chunk.
 
     Args:
@@ -97,6 +99,8 @@ def coefficient_sums(x: Tensor, num_coefficients: int, mean: Tensor | None = Non
         num_coefficients: orders.
         mean: subtracted first; (images, 1) or (images, responses). What the subtraction leaves of a response that equals
             the mean is rounding, so there |x - mean| up to 32 eps |mean| counts as zero.
+        gradient_floor: the slope of log|x|, 1 / x, is infinite near 0, which hides where a sum can be moved to. Above 0 the
+            slope is that of log(x^2 + s^2) / 2, s being this part of the row's root mean square. Values stay the same.
 
     Returns:
         Sums in float32 (float64 for float64). NaN or infinite responses give NaN.
@@ -119,13 +123,13 @@ def coefficient_sums(x: Tensor, num_coefficients: int, mean: Tensor | None = Non
         for column in range(0, num_responses, num_columns):
             responses = slice(column, column + num_columns)
             part_mean = None if mean is None else mean[images, responses if mean.shape[1] > 1 else slice(None)]
-            part = _chunk_sums(x[images, responses].to(dtype), num_coefficients, part_mean)
+            part = _chunk_sums(x[images, responses].to(dtype), num_coefficients, part_mean, gradient_floor)
             row = part if row is None else row + part
         rows.append(row)
     return CoefficientSums(*(torch.cat([getattr(row, name) for row in rows]) for name in vars(total)))
 
 
-def _chunk_sums(x: Tensor, num_coefficients: int, mean: Tensor | None) -> CoefficientSums:
+def _chunk_sums(x: Tensor, num_coefficients: int, mean: Tensor | None, gradient_floor: float) -> CoefficientSums:
     if mean is None:
         size = x.abs()
         is_zero = size < TINY
@@ -135,7 +139,12 @@ def _chunk_sums(x: Tensor, num_coefficients: int, mean: Tensor | None) -> Coeffi
         is_zero = size <= (32 * torch.finfo(x.dtype).eps * mean.abs()).clamp_min(TINY)
     num_zeros = is_zero.sum(1)
     # A zero becomes 1, whose logarithm is 0 and whose terms are cos = 1 and sin = 0: subtracted again from the sums.
-    angle = size.masked_fill(is_zero, 1).log() * (2 * math.pi / math.log(10))  # 2 pi log10|x|
+    logarithm = size.masked_fill(is_zero, 1).log()
+    if gradient_floor > 0:
+        square = size.masked_fill(is_zero, 1).square()
+        smooth = (square + gradient_floor**2 * square.detach().mean(1, keepdim=True)).log() / 2
+        logarithm = logarithm.detach() + (smooth - smooth.detach())
+    angle = logarithm * (2 * math.pi / math.log(10))  # 2 pi log10|x|
     cos, sin = angle.cos(), angle.sin()
     cos_sums, sin_sums = [cos.sum(1)], [sin.sum(1)]
     twice_cos = 2 * cos if num_coefficients > 1 else cos

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -240,26 +241,13 @@ class MBFDetector(PreTrainedModel):
             ValueError: fewer than 10 rows or one class only; rows that do not fit together; too few sources.
         """
         from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, cross_val_predict
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-        from sklearn.svm import SVC
 
         x, y, groups = (torch.as_tensor(value).cpu().numpy() for value in (features, is_adversarial, source))
-        _check_training_data(x, y, groups, num_folds)
         extractor = self._require(fitted=False)
-        if x.shape[1] != len(extractor.feature_names):
+        if x.ndim == 2 and x.shape[1] != len(extractor.feature_names):
             raise ValueError(f"`features` has {x.shape[1]} columns, the layers give {len(extractor.feature_names)}.")
-        folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-        pipeline = make_pipeline(StandardScaler(), SVC(kernel="rbf", class_weight="balanced"))
-        grid = {"svc__C": list(c), "svc__gamma": [value / x.shape[1] for value in gamma]}
-        search = GridSearchCV(pipeline, grid, scoring="roc_auc", cv=folds, error_score="raise").fit(
-            x, y, groups=groups
-        )
-        # Training rows lie further from the border than new ones: probabilities and thresholds need held-out scores.
-        held_out = cross_val_predict(search.best_estimator_, x, y, groups=groups, cv=folds, method="decision_function")
+        self.estimator_, held_out = fit_svm(x, y, groups, c=c, gamma=gamma, num_folds=num_folds, seed=seed)
         logistic = LogisticRegression(C=1e3).fit(held_out[:, None], y)
-        self.estimator_ = search.best_estimator_
         scaler, svm = (step for _, step in self.estimator_.steps)
         arrays = {
             "scaler_mean": scaler.mean_,
@@ -457,6 +445,36 @@ class MBFDetector(PreTrainedModel):
             raise ValueError(
                 f"{path} holds no classifier: pass the one it was trained for, `from_pretrained(..., classifier=...)`."
             ) from error
+
+
+def fit_svm(
+    x: np.ndarray,
+    y: np.ndarray,
+    groups: np.ndarray,
+    *,
+    c: Iterable[float] = (1.0, 10.0, 100.0),
+    gamma: Iterable[float] = (0.3, 1.0, 3.0),
+    num_folds: int = 5,
+    seed: int = 0,
+) -> tuple[Any, np.ndarray]:
+    """The scikit-learn pipeline of `MBFDetector.fit_features`, whose arguments and errors these are, on any features.
+
+    Returns:
+        The fitted pipeline, and the decision value (rows,) of each row by a pipeline that was fitted without its fold.
+    """
+    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    _check_training_data(x, y, groups, num_folds)
+    folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+    pipeline = make_pipeline(StandardScaler(), SVC(kernel="rbf", class_weight="balanced"))
+    grid = {"svc__C": list(c), "svc__gamma": [value / x.shape[1] for value in gamma]}
+    search = GridSearchCV(pipeline, grid, scoring="roc_auc", cv=folds, error_score="raise").fit(x, y, groups=groups)
+    # Training rows lie further from the border than new ones: probabilities and thresholds need held-out scores.
+    held_out = cross_val_predict(search.best_estimator_, x, y, groups=groups, cv=folds, method="decision_function")
+    return search.best_estimator_, held_out
 
 
 def _check_training_data(x, y, groups, num_folds: int) -> None:

@@ -8,6 +8,9 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
 
+ATTACKS = {"fgsm": {"eps": 0.25}, "pgd": {"eps": 0.2, "eps_step": 0.05, "max_iter": 10}}
+
+
 def make_vit():
     sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
     return ViTForImageClassification(
@@ -36,6 +39,16 @@ def make_plain():
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8 * 13 * 13, 10)
     )
+
+
+def make_digit_network():
+    """Of 8 x 8 digits."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten(),
+        nn.Linear(1024, 128), nn.ReLU(), nn.Linear(128, 10),
+    )  # fmt: skip
 
 
 FAMILIES = {
