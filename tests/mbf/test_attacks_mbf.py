@@ -68,12 +68,12 @@ def test_fgsm_is_a_step_along_the_sign_of_the_gradient(digit_classifier, batch):
 
 def test_attacks_follow_their_seed_and_leave_the_global_generators_alone(digit_classifier, batch):
     images, labels = batch
-    states = np.random.get_state()[1].copy(), torch.random.get_rng_state()  # noqa: NPY002
+    states = np.random.get_state()[1].copy(), torch.random.get_rng_state()
     first, same, other = (
         run_attack("pgd", digit_classifier, images, labels, seed=seed, **SMALL["pgd"]) for seed in (0, 0, 1)
     )
     assert torch.equal(first, same) and not torch.equal(first, other)
-    assert (np.random.get_state()[1] == states[0]).all() and torch.equal(torch.random.get_rng_state(), states[1])  # noqa: NPY002
+    assert (np.random.get_state()[1] == states[0]).all() and torch.equal(torch.random.get_rng_state(), states[1])
 
 
 def test_noise_is_as_large_as_the_attack(digit_classifier, batch):
@@ -84,7 +84,9 @@ def test_noise_is_as_large_as_the_attack(digit_classifier, batch):
         change = (changed.float() - images.float()) / 255
         return change.square().sum((1, 2, 3)).sqrt(), change.abs().amax((1, 2, 3))
 
-    torch.testing.assert_close(norms(matched_noise(images, attacked, "gaussian"))[0], norms(attacked)[0], rtol=0.02, atol=0)
+    torch.testing.assert_close(
+        norms(matched_noise(images, attacked, "gaussian"))[0], norms(attacked)[0], rtol=0.02, atol=0
+    )
     uniform = norms(matched_noise(images, attacked, "uniform"))[1]
     assert (uniform <= norms(attacked)[1] + 0.5 / 255).all() and (uniform > 0.8 * norms(attacked)[1]).all()
     noise = [matched_noise(images, attacked, "gaussian", seed) for seed in (0, 0, 1)]
@@ -121,7 +123,9 @@ def test_an_attacker_who_knows_the_detector_is_seen_less(kind, detector, digit_c
     assert fooled.float().mean() > 0.6
     assert torch.equal(adapted[~fooled], images[~fooled])
     with torch.no_grad():
-        scores = [detector.decision_function(digit_classifier.pixel_values(changed))[fooled] for changed in (plain, adapted)]
+        scores = [
+            detector.decision_function(digit_classifier.pixel_values(changed))[fooled] for changed in (plain, adapted)
+        ]
     assert scores[1].mean() < scores[0].mean() - 0.2 and (scores[1] > detector.threshold()).float().mean() < 0.1
     assert detector.extractor.gradient_floor == 0
 

@@ -39,7 +39,11 @@ def test_digits_come_from_packages():
 
 
 def test_images_of_a_hub_data_set_get_our_column_names(tmp_path):
-    rows = {"img": [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(3)], "fine_label": [0, 1, 2], "other": [1, 1, 1]}
+    rows = {
+        "img": [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(3)],
+        "fine_label": [0, 1, 2],
+        "other": [1, 1, 1],
+    }
     Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
     images = load_images(str(tmp_path))
     assert sorted(images.column_names) == ["image", "label"] and images["label"][:] == [0, 1, 2]
