@@ -52,7 +52,7 @@ DETECTION_METRICS = ("auroc", "aupr", "tpr_at_5_fpr", "accuracy")
 
 
 def detection_metrics(
-    scores: Sequence[float], labels: Sequence[int], threshold: float | None = None
+    scores: Sequence[float] | np.ndarray, labels: Sequence[int] | np.ndarray, threshold: float | None = None
 ) -> dict[str, float]:
     """How well scores tell two classes apart.
 
@@ -89,9 +89,9 @@ def detection_metrics(
 
 
 def detection_intervals(
-    scores: Sequence[float],
-    labels: Sequence[int],
-    sources: Sequence[int],
+    scores: Sequence[float] | np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    sources: Sequence[int] | np.ndarray,
     threshold: float | None = None,
     *,
     confidence: float = 0.95,

@@ -18,14 +18,18 @@ from hf_methods.mbf.extraction_mbf import CHANNELS_LAST, evaluation_mode
 
 @contextmanager
 def kept_responses(model: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Collects the outputs (batch, ...) of `layers` by name; a layer that runs again replaces its own."""
+    """Copies of the outputs (batch, ...) of `layers` by name; a layer that runs again replaces its own."""
     outputs: dict[str, Tensor] = {}
     modules = dict(model.named_modules())
-    handles = [
-        modules[name].register_forward_hook(lambda module, args, output, name=name: outputs.__setitem__(name, output))
-        for name in layers
-    ]
+    handles = []
     try:
+        for name in layers:
+
+            def keep(module, args, output, name=name):
+                first = output[0] if isinstance(output, (tuple, list)) else output
+                outputs[name] = first.detach().clone()  # a residual may be added to it in place
+
+            handles.append(modules[name].register_forward_hook(keep))
         with evaluation_mode(model):
             yield outputs
     finally:

@@ -131,7 +131,8 @@ def coefficient_sums(
 
 def _chunk_sums(x: Tensor, num_coefficients: int, mean: Tensor | None, gradient_floor: float) -> CoefficientSums:
     if mean is None:
-        size = x.abs()
+        # Autograd keeps what `abs` was taken of, which the classifier may go on to change in place.
+        size = (x.clone() if x.requires_grad else x).abs()
         is_zero = size < TINY
     else:
         mean = mean.to(x.dtype)

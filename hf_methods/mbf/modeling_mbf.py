@@ -315,8 +315,8 @@ class MBFDetector(PreTrainedModel):
     def threshold(self, fpr: float | None = None) -> float:
         """The score above which an image is called adversarial.
 
-        A new benign image, drawn as those of training, is above it with probability at most `fpr`: of n held-out scores
-        it is the one of rank ceil((n + 1) (1 - fpr)).
+        A new benign image, drawn as those of training, is above it with probability at most `fpr`; see
+        `conformal_threshold`.
 
         Args:
             fpr: false-positive rate, default the configuration's `target_fpr`.
@@ -325,14 +325,8 @@ class MBFDetector(PreTrainedModel):
             ValueError: `fpr` outside (0, 1).
         """
         fpr = self.config.target_fpr if fpr is None else fpr
-        if not 0 < fpr < 1:
-            raise ValueError(f"`fpr` must be between 0 and 1, both excluded, got {fpr}.")
         self._require()
-        count = len(self.benign_scores)
-        rank = math.ceil((count + 1) * (1 - fpr) - 1e-9)
-        if rank > count:
-            logger.warning_once(f"{count} held-out benign scores are too few for a false-positive rate of {fpr}.")
-        return self.benign_scores[min(rank, count) - 1].item()
+        return conformal_threshold(self.benign_scores.cpu().numpy(), fpr)
 
     # --- explanations ---------------------------------------------------------------------------------------------
 
@@ -475,6 +469,23 @@ def fit_svm(
     # Training rows lie further from the border than new ones: probabilities and thresholds need held-out scores.
     held_out = cross_val_predict(search.best_estimator_, x, y, groups=groups, cv=folds, method="decision_function")
     return search.best_estimator_, held_out
+
+
+def conformal_threshold(benign_scores: np.ndarray, fpr: float) -> float:
+    """Of n ascending benign scores the one of rank ceil((n + 1) (1 - fpr)): a new one is above it with probability <= fpr.
+
+    The largest, with a warning, where n is too small for that.
+
+    Raises:
+        ValueError: `fpr` outside (0, 1).
+    """
+    if not 0 < fpr < 1:
+        raise ValueError(f"`fpr` must be between 0 and 1, both excluded, got {fpr}.")
+    count = len(benign_scores)
+    rank = math.ceil((count + 1) * (1 - fpr) - 1e-9)
+    if rank > count:
+        logger.warning_once(f"{count} held-out benign scores are too few for a false-positive rate of {fpr}.")
+    return float(benign_scores[min(rank, count) - 1])
 
 
 def _check_training_data(x, y, groups, num_folds: int) -> None:

@@ -14,7 +14,7 @@ from hf_methods.mbf.data_mbf import build_attacked_dataset, load_images, split_b
 
 @pytest.fixture(scope="session")
 def digits():
-    return split_by_source(load_images("digits"), (0.6, 0.2, 0.05, 0.15))
+    return split_by_source(load_images("digits"), (0.7, 0.12, 0.05, 0.13))
 
 
 @pytest.fixture(scope="session")

@@ -138,9 +138,16 @@ import json, sys
 sys.modules["hf_methods"] = None  # importing it is an error from here on
 from transformers import pipeline
 folder, *images = sys.argv[1:]
+try:
+    pipeline("adversarial-detection", model=folder, trust_remote_code=False)
+except ValueError as error:
+    assert "trust_remote_code" in str(error), error
+else:
+    raise AssertionError("loaded without trust")
 detect = pipeline("adversarial-detection", model=folder, trust_remote_code=True)
 assert type(detect).__module__.startswith("transformers_modules."), type(detect)
 json.dump(detect(images), open(f"{folder}/out.json", "w"))
+detect.save_pretrained(f"{folder}/again")
 """
 
 
@@ -168,3 +175,7 @@ def test_a_saved_pipeline_works_with_and_without_the_package(detect, tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert same(json.loads((folder / "out.json").read_text()), detect(paths))
+    files = [f"{role}_mbf.py" for role in ("configuration", "extraction", "features", "modeling", "pipeline")]
+    assert sorted(path.name for path in folder.glob("*.py")) == files
+    # transformers saves the code of a remote model again, not that of a remote pipeline
+    assert sorted(path.name for path in (folder / "again").glob("*.py")) == files[:-1]
