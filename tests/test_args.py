@@ -13,6 +13,7 @@ import pytest
 from transformers import TrainingArguments
 
 from hf_methods.args import parse_args_and_config
+from hf_methods.mbf import training_mbf as mbf
 from hf_methods.softmax1.training_softmax1 import DataArguments, ModelArguments, Softmax1TrainingArguments
 
 
@@ -146,7 +147,10 @@ def types_of(config):
     script = config.with_name("grid.py" if "\ntrain_config:" in config.read_text() else f"{config.stem}.py")
     script = script if script.exists() else config.with_name("train.py")
     if script.name == "train.py":
-        return {"softmax1": (ModelArguments, DataArguments, Softmax1TrainingArguments)}[config.parent.name]
+        return {
+            "softmax1": (ModelArguments, DataArguments, Softmax1TrainingArguments),
+            "mbf": (mbf.ClassifierArguments, mbf.DataArguments, mbf.MBFTrainingArguments),
+        }[config.parent.name]
     spec = importlib.util.spec_from_file_location(f"script_{script.stem}", script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

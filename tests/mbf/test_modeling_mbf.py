@@ -195,6 +195,22 @@ def test_a_classifier_of_ones_own_is_passed_again(tmp_path):
         detector.save_pretrained(tmp_path, include_classifier=True)
 
 
+def test_a_timm_classifier_in_transformers_comes_back_with_the_detector(tmp_path):
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    torch.manual_seed(0)
+    config = TimmWrapperConfig(architecture="test_efficientnet", model_args={"in_chans": 1}, num_labels=10)
+    classifier = TimmWrapperForImageClassification(config).eval()
+    detector = MBFDetector(MBFConfig(layers="*conv_*"), classifier).fit(ROWS, c=[1], gamma=[1])
+    assert detector.extractor.layers[0] == "timm_model.conv_stem"
+    detector.save_pretrained(tmp_path)
+    again = MBFDetector.from_pretrained(tmp_path)
+    # loaded weights lie elsewhere in memory, where convolutions round otherwise
+    torch.testing.assert_close(
+        again.decision_function(IMAGES[:4]), detector.decision_function(IMAGES[:4]), rtol=0, atol=1e-3
+    )
+
+
 def test_the_hub_keeps_a_detector_and_its_classifier(detector, hub, tmp_path):
     detector.push_to_hub("tester/mbf-detector")
     again = MBFDetector.from_pretrained("tester/mbf-detector", cache_dir=tmp_path)
