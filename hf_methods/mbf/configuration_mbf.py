@@ -24,7 +24,8 @@ class MBFConfig(PreTrainedConfig):
         center (`str`, *optional*, defaults to `"layer"`): "layer" subtracts the mean of an image's responses in the layer,
             "channel" that of each channel, `None` nothing. The theory is for zero mean; the paper's choice is not known.
         debias (`bool`, *optional*, defaults to `False`): subtract the finite-sample floor, see `mbf`. Ours.
-        max_responses (`int`, *optional*): use this many responses of a larger layer, at fixed positions. Ours, for speed.
+        max_responses (`int`, *optional*): use this many responses of a larger layer, at fixed positions; with center
+            "layer" around their own mean. Ours, for speed.
         classifier_id (`str`, *optional*): Hub id of the classifier; `None` where it is in the folder `classifier` of the
             detector's own repository, or is passed to `from_pretrained`.
         classifier_revision (`str`, *optional*): its commit or tag.

@@ -256,14 +256,14 @@ class MBFFeatureExtractor:
             dims = [dim for dim in range(1, output.ndim) if dim != channel]
             mean = output.mean(dims, keepdim=True, dtype=dtype).expand_as(output).reshape(batch_size, -1)
         rows = output.reshape(batch_size, -1)  # windows of an image are rows of it, image by image
-        if mean is None and self.config.center is not None:
-            mean = rows.mean(1, keepdim=True, dtype=dtype)
         num_responses = rows.shape[1]
         limit = self.config.max_responses
         if limit is not None and num_responses > limit:
             positions = self._positions_of(num_responses, rows.device)
-            rows = rows[:, positions]
-            mean = mean[:, positions] if mean is not None and mean.shape[1] > 1 else mean
+            rows = rows.index_select(1, positions)
+            mean = None if mean is None else mean.index_select(1, positions)
+        if mean is None and self.config.center is not None:
+            mean = rows.mean(1, keepdim=True, dtype=dtype)
         count = (
             (2 if num_responses < LARGE_LAYER else 4)
             if self.num_coefficients is None
