@@ -136,7 +136,8 @@ def stack_images(images: list[PILImage.Image], image_processor: Any = None) -> T
     if not images:
         raise ValueError("there are no images.")
     if image_processor is not None:
-        pixels = image_processor(images, do_normalize=False, return_tensors="pt")["pixel_values"]
+        mean, std = (torch.tensor(values)[:, None, None] for values in normalization_of(image_processor))
+        pixels = image_processor(images, return_tensors="pt")["pixel_values"] * std + mean
         return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
     kinds = sorted({(image.mode, image.size) for image in images})
     if len(kinds) > 1 or kinds[0][0] not in ("L", "RGB"):
@@ -146,6 +147,21 @@ def stack_images(images: list[PILImage.Image], image_processor: Any = None) -> T
         )
     array = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     return array[:, None] if array.ndim == 3 else array.permute(0, 3, 1, 2).contiguous()
+
+
+def normalization_of(image_processor: Any) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel that an image processor of transformers, or of timm there, normalises by.
+
+    Raises:
+        ValueError: one that scales pixels to another range than [0, 1] first.
+    """
+    if (data_config := getattr(image_processor, "data_config", None)) is not None:  # timm
+        return list(data_config["mean"]), list(data_config["std"])
+    factor = getattr(image_processor, "rescale_factor", None)
+    if not getattr(image_processor, "do_rescale", False) or factor is None or abs(factor - 1 / 255) > 1e-6:
+        raise ValueError(f"{type(image_processor).__name__} must scale pixels to [0, 1]: set `do_rescale`, 1 / 255.")
+    mean, std = list(image_processor.image_mean), list(image_processor.image_std)
+    return (mean, std) if image_processor.do_normalize else ([0.0] * len(mean), [1.0] * len(std))
 
 
 def to_pil(images: Tensor) -> list[PILImage.Image]:

@@ -15,12 +15,13 @@ from models_mbf import ATTACKS
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from hf_methods.mbf.attacks_mbf import predict_classes
+from hf_methods.mbf.attacks_mbf import PixelClassifier, predict_classes
 from hf_methods.mbf.data_mbf import (
     SPLITS,
     build_attacked_dataset,
     image_digest,
     load_images,
+    normalization_of,
     select_attacks,
     split_by_source,
     stack_images,
@@ -128,6 +129,31 @@ def test_images_and_tensors_are_one():
     assert resized.shape == (3, 3, 8, 8) and resized.dtype == torch.uint8
     unchanged = ViTImageProcessor(size={"height": 5, "width": 4})
     assert torch.equal(stack_images(to_pil(color), unchanged), color)
+
+
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_what_a_processor_makes_is_what_the_classifier_sees(do_normalize):
+    images = to_pil(torch.randint(0, 256, (3, 3, 9, 7), dtype=torch.uint8))
+    options = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.2, 0.3, 0.4], "do_normalize": do_normalize}
+    processor = ViTImageProcessor(size={"height": 8, "width": 8}, **options)
+    classifier = PixelClassifier(torch.nn.Flatten(), *normalization_of(processor))
+    pixels = processor(images, return_tensors="pt")["pixel_values"]
+    difference = classifier.pixel_values(stack_images(images, processor)) - pixels
+    assert difference.abs().max() <= 0.51 / 255 / (0.2 if do_normalize else 1)  # 8 bits
+    with pytest.raises(ValueError, match="must scale pixels to"):
+        normalization_of(ViTImageProcessor(do_rescale=False))
+
+
+def test_timms_processor_is_understood():
+    from transformers import TimmWrapperImageProcessor
+
+    config = {"input_size": [3, 8, 8], "mean": [0.1, 0.2, 0.3], "std": [0.2, 0.3, 0.4], "crop_pct": 0.9}
+    processor = TimmWrapperImageProcessor(config)
+    images = to_pil(torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8))
+    classifier = PixelClassifier(torch.nn.Flatten(), *normalization_of(processor))
+    pixels = processor(images, return_tensors="pt")["pixel_values"]
+    difference = classifier.pixel_values(stack_images(images, processor)) - pixels
+    assert difference.abs().max() <= 0.51 / 255 / 0.2
 
 
 @pytest.mark.parametrize(

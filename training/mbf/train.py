@@ -25,6 +25,7 @@ from hf_methods.mbf.data_mbf import (
     build_attacked_dataset,
     image_digest,
     load_images,
+    normalization_of,
     split_by_source,
     stack_images,
     with_pixel_values,
@@ -87,7 +88,7 @@ def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: 
     images = images.select(range(min(len(images), data_args.max_images or len(images))))
     splits = split_by_source(images, tuple(data_args.split_sizes), args.seed)
     model, processor = load_classifier(classifier_args, splits, args)
-    classifier = PixelClassifier(model, processor.image_mean, processor.image_std).to(model.device).eval()
+    classifier = PixelClassifier(model, *normalization_of(processor)).to(model.device).eval()
     attacked, counts = {}, {}
     for seed, (name, split) in enumerate(SPLITS.items()):
         own_seed = 1000 * args.seed + 100 * seed
