@@ -14,6 +14,7 @@ from hf_methods.cpe import (
     CPETrainingArguments,
     make_longtail_ssl_splits,
 )
+from hf_methods.mbf import MBFConfig, MBFDetector, generalized_gaussian_mbf, mbf
 from hf_methods.ortho_adam import OrthoAdam, ortho_adam_parameter_groups
 from hf_methods.softmax1 import (
     ModelReport,
@@ -57,6 +58,8 @@ __all__ = [
     "CPEForImageClassification",
     "CPETrainer",
     "CPETrainingArguments",
+    "MBFConfig",
+    "MBFDetector",
     "ModelReport",
     "OrthoAdam",
     "PromptedImageClassifier",
@@ -71,9 +74,11 @@ __all__ = [
     "SubspaceProjector",
     "compute_basis",
     "convert_to_softmax1",
+    "generalized_gaussian_mbf",
     "inspect_model",
     "load_softmax1",
     "make_longtail_ssl_splits",
+    "mbf",
     "ortho_adam_parameter_groups",
     "softmax1",
 ]

@@ -1,17 +1,22 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Metrics against closed forms."""
+"""Metrics against closed forms, and against scikit-learn."""
 
 import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sklearn.metrics
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score, roc_curve
 
 from hf_methods.metrics import (
+    AdversarialDetection,
     LongTailedClassification,
     TokenPerplexity,
+    detection_intervals,
+    detection_metrics,
     long_tailed_classification,
     make_compute_metrics,
     token_perplexity,
@@ -68,7 +73,7 @@ def test_long_tailed_accuracies_are_those_of_the_definition():
 
 
 def test_metrics_agree_with_scikit_learn():
-    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    sklearn_metrics = sklearn.metrics
     rng = np.random.default_rng(0)
     references, predictions = rng.integers(0, 6, 300), rng.integers(0, 6, 300)
     metrics = long_tailed_classification(predictions, references, 6)
@@ -126,3 +131,86 @@ def test_trainer_gets_single_numbers():
     prediction = SimpleNamespace(predictions=np.eye(4)[PREDICTIONS], label_ids=np.array(REFERENCES))
     metrics = make_compute_metrics(4, CLASS_COUNTS, (1, 3))(prediction)
     assert metrics["balanced_accuracy"] == 2.25 / 4 and all(isinstance(value, float) for value in metrics.values())
+
+
+@pytest.mark.parametrize("decimals", [8, 1])  # without and with ties
+@pytest.mark.parametrize("size", [5, 300])
+def test_detection_metrics_are_scikit_learns(size, decimals):
+    generator = np.random.default_rng(size)
+    labels = generator.integers(2, size=size)
+    labels[:2] = 0, 1
+    scores = (generator.normal(size=size) + labels).round(decimals)
+    metrics = detection_metrics(scores, labels, 0.5)
+    assert metrics["auroc"] == pytest.approx(roc_auc_score(labels, scores))
+    assert metrics["aupr"] == pytest.approx(average_precision_score(labels, scores))
+    assert metrics["accuracy"] == pytest.approx(balanced_accuracy_score(labels, scores > 0.5))
+    fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+    assert metrics["tpr_at_5_fpr"] == pytest.approx(tpr[fpr <= 0.05].max())
+
+
+def test_detection_by_hand():
+    assert detection_metrics([1, 2, 3, 4], [0, 0, 1, 1], 2.5) == {
+        "auroc": 1,
+        "aupr": 1,
+        "tpr_at_5_fpr": 1,
+        "accuracy": 1,
+    }
+    assert detection_metrics([1, 1], [0, 1], 1)["auroc"] == 0.5
+    worst = detection_metrics([2, 1], [0, 1])
+    assert worst["auroc"] == 0 and worst["tpr_at_5_fpr"] == 0 and math.isnan(worst["accuracy"])
+
+
+def test_intervals_draw_whole_sources():
+    generator = np.random.default_rng(0)
+    labels = np.tile([0, 1], 100)
+    scores = generator.normal(size=200) + labels
+    sources = np.arange(200) // 2
+    once = detection_intervals(scores, labels, sources, 0.5, num_samples=300)
+    metrics = detection_metrics(scores, labels, 0.5)
+    assert all(low <= metrics[name] <= high for name, (low, high) in once.items())
+    # The same rows ten times over are no new images: by source the interval stays, by row it would shrink.
+    tenfold = [np.tile(array, 10) for array in (scores, labels, sources)]
+    repeated = detection_intervals(*tenfold, 0.5, num_samples=300)
+    assert repeated["auroc"] == pytest.approx(once["auroc"], abs=1e-9)
+    by_row = detection_intervals(*tenfold[:2], np.arange(2000), num_samples=300)
+    assert np.diff(by_row["auroc"]) < 0.5 * np.diff(once["auroc"])
+    assert once != detection_intervals(scores, labels, sources, 0.5, num_samples=300, seed=1)
+
+
+def test_intervals_of_a_mean_have_the_known_width():
+    # accuracy is a mean over 400 images of each class: standard error sqrt(0.8 * 0.2 / 800)
+    labels = np.repeat([0, 1], 400)
+    scores = np.where(np.arange(800) % 5 == 0, 1 - labels, labels)
+    low, high = detection_intervals(scores, labels, np.arange(800), 0.5)["accuracy"]
+    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.16 / 800), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1.0], [0, 1], [0, 1]), "of one length"),
+        (([1.0, 2.0], [1, 1], [0, 1]), r"hold both 0 and 1, got \[1\]"),
+        (([1.0, 2.0], [0, 2], [0, 1]), r"got \[0, 2\]"),
+        (([1.0, math.nan], [0, 1], [0, 1]), "NaN or infinite"),
+        (([1.0, 2.0], [0, 1], [0]), "`sources` must be as long"),
+        (([1.0, 2.0], [0, 1], [3, 3]), "at least two images"),
+    ],
+)
+def test_detections_that_can_not_be_measured_raise(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        detection_intervals(*arguments)
+    with pytest.raises(ValueError, match="`confidence` must be"):
+        detection_intervals([1.0, 2.0], [0, 1], [0, 1], confidence=1.0)
+
+
+def test_the_evaluate_metric_of_detection_gathers_batches_to_the_same_numbers(tmp_path):
+    metric = AdversarialDetection(cache_dir=str(tmp_path))
+    rows = [(0.1, 0, 0), (0.9, 1, 0), (0.3, 0, 1), (0.2, 1, 1), (0.5, 1, 2), (0.4, 0, 2)]
+    for part in (rows[:2], rows[2:]):
+        metric.add_batch(**{name: [row[i] for row in part] for i, name in enumerate(("scores", "labels", "sources"))})
+    result = metric.compute(threshold=0.45, num_samples=50)
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    expected = detection_metrics(*columns[:2], 0.45)
+    assert {name: result[name] for name in expected} == pytest.approx(expected)
+    low, high = detection_intervals(*columns, 0.45, num_samples=50)["auroc"]
+    assert (result["auroc_low"], result["auroc_high"]) == pytest.approx((low, high))

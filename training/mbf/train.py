@@ -1,0 +1,141 @@
+# SPDX-FileCopyrightText: 2026 The hf_methods authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Train a detector of adversarial images for a classifier, and compare it with other detectors.
+
+accelerate launch training/mbf/train.py --config training/mbf/mnist5k_resnet.yaml --output_dir runs/mbf
+
+`output_dir` is then a repository of the pipeline `adversarial-detection`: detector, classifier, image processor, and
+results.json. Attacked images are kept in `cache_dir`, by the digest of what they follow from.
+"""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, default_data_collator, set_seed
+
+from hf_methods.args import parse_args_and_config
+from hf_methods.checkpoints import atomic_save, write_results
+from hf_methods.mbf.attacks_mbf import PixelClassifier
+from hf_methods.mbf.data_mbf import (
+    build_attacked_dataset,
+    image_digest,
+    load_images,
+    normalization_of,
+    split_by_source,
+    stack_images,
+    with_pixel_values,
+)
+from hf_methods.mbf.modeling_mbf import MBFDetector, weights_digest
+from hf_methods.mbf.pipeline_mbf import AdversarialDetectionPipeline
+from hf_methods.mbf.protocol_mbf import compare_detectors, compute_feature_sets, measure_adaptive, row_columns
+from hf_methods.mbf.training_mbf import (
+    ClassifierArguments,
+    DataArguments,
+    MBFTrainingArguments,
+    build_classifier,
+    classifier_accuracy,
+)
+
+
+SPLITS = {"train": "detector_train", "test": "detector_test"}
+
+
+def load_classifier(args: ClassifierArguments, splits, training_args: MBFTrainingArguments):
+    """The classifier and its image processor: loaded, or trained on the split classifier_train."""
+    if args.classifier is not None:
+        options = {"revision": args.classifier_revision}
+        processor = AutoImageProcessor.from_pretrained(args.classifier, **options)
+        return AutoModelForImageClassification.from_pretrained(args.classifier, **options).eval(), processor
+    model, processor = build_classifier(args, splits["classifier_train"])
+    transform = lambda batch: {**processor(batch["image"], return_tensors="pt"), "labels": batch["label"]}  # noqa: E731
+    data = {name: splits[name].with_transform(transform) for name in ("classifier_train", "validation")}
+    trainer = Trainer(
+        model=model, args=training_args, train_dataset=data["classifier_train"], data_collator=default_data_collator
+    )
+    trainer.train()
+    model.eval()
+    print(f"accuracy of the classifier on the validation split: {classifier_accuracy(model, data['validation']):.4f}")
+    return model, processor
+
+
+def load_attacked(classifier: PixelClassifier, dataset: Dataset, args: DataArguments, seed: int, processor):
+    """The attacked data set of a split and its counts, from `cache_dir` if they were made before."""
+    parts = (weights_digest(classifier), image_digest(dataset), json.dumps([args.attacks, seed], sort_keys=True))
+    folder = Path(args.cache_dir or "", hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16])
+    if args.cache_dir and (folder / "counts.json").is_file():
+        return Dataset.load_from_disk(folder), json.loads((folder / "counts.json").read_text("utf-8"))
+    attacked, counts = build_attacked_dataset(classifier, dataset, args.attacks, seed=seed, image_processor=processor)
+
+    def save(aside: Path) -> None:
+        attacked.save_to_disk(aside)
+        (aside / "counts.json").write_text(json.dumps(counts), "utf-8")
+
+    if args.cache_dir:
+        atomic_save(folder, save)
+    return attacked, counts
+
+
+def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: MBFTrainingArguments) -> None:
+    """Train classifier and detector, measure, and save all in `args.output_dir`."""
+    start = time.time()
+    set_seed(args.seed)
+    images = load_images(data_args.images, data_args.images_config, data_args.images_split)
+    images = images.select(range(min(len(images), data_args.max_images or len(images))))
+    splits = split_by_source(images, tuple(data_args.split_sizes), args.seed)
+    model, processor = load_classifier(classifier_args, splits, args)
+    classifier = PixelClassifier(model, *normalization_of(processor)).to(model.device).eval()
+    attacked, counts = {}, {}
+    for seed, (name, split) in enumerate(SPLITS.items()):
+        own_seed = 1000 * args.seed + 100 * seed
+        attacked[name], counts[name] = load_attacked(classifier, splits[split], data_args, own_seed, processor)
+
+    config = args.detector_config(
+        classifier_id=classifier_args.classifier,
+        classifier_revision=classifier_args.classifier_revision,
+        attacks=list(data_args.attacks),
+    )
+    detector = MBFDetector(config, model).to(model.device)
+    detector.fit(with_pixel_values(attacked["train"], classifier), **args.svm_options())
+    columns = {name: row_columns(dataset) for name, dataset in attacked.items()}
+    records, adaptive = [], {}
+    clean = splits["classifier_train"].select(range(min(len(splits["classifier_train"]), 2000)))
+    if args.compare:
+        reference = stack_images(list(clean["image"]), processor).to(model.device)
+        # its own copy of the settings: `fit` has put in what it found
+        sets = compute_feature_sets(
+            classifier, args.detector_config(), attacked, reference, torch.tensor(clean["label"]), args.seed
+        )
+        records = compare_detectors(
+            sets, columns["train"], columns["test"],
+            fpr=args.target_fpr, num_samples=args.bootstrap_samples, **args.svm_options(),
+        )  # fmt: skip
+    if args.adaptive_steps:
+        is_clean = [index for index, kind in enumerate(attacked["test"]["kind"]) if kind == "clean"]
+        rows = attacked["test"].select(is_clean[: args.adaptive_images])
+        adaptive = measure_adaptive(
+            detector, classifier, stack_images(list(rows["image"])).to(model.device),
+            torch.tensor(rows["label"]).to(model.device),
+            eps=args.adaptive_eps, max_iter=args.adaptive_steps, seed=args.seed,
+        )  # fmt: skip
+
+    AdversarialDetectionPipeline(model=detector, image_processor=processor).save_pretrained(args.output_dir)
+    own = ("layers", "num_coefficients", "center", "debias", "max_responses", "target_fpr", "num_folds", "adaptive_eps", "adaptive_steps")  # fmt: skip
+    write_results(
+        Path(args.output_dir, "results.json"),
+        seeds=[args.seed],
+        data={split: image_digest(dataset) for split, dataset in splits.items()},
+        wall_seconds=time.time() - start,
+        settings={**vars(classifier_args), **vars(data_args), **{name: getattr(args, name) for name in own}},
+        counts=counts,
+        records=records,
+        adaptive=adaptive,
+    )
+
+
+if __name__ == "__main__":
+    train(*parse_args_and_config((ClassifierArguments, DataArguments, MBFTrainingArguments)))
