@@ -5,6 +5,7 @@
 
 from importlib.metadata import version
 
+from hf_methods.cross_teaching import rectify, weighted_boxes_fusion
 from hf_methods.ortho_adam import OrthoAdam, ortho_adam_parameter_groups
 from hf_methods.softmax1 import (
     ModelReport,
@@ -33,5 +34,7 @@ __all__ = [
     "inspect_model",
     "load_softmax1",
     "ortho_adam_parameter_groups",
+    "rectify",
     "softmax1",
+    "weighted_boxes_fusion",
 ]
