@@ -5,7 +5,12 @@
 
 from importlib.metadata import version
 
-from hf_methods.cross_teaching import rectify, weighted_boxes_fusion
+from hf_methods.cross_teaching import (
+    TorchvisionDetectorConfig,
+    TorchvisionDetectorForObjectDetection,
+    rectify,
+    weighted_boxes_fusion,
+)
 from hf_methods.ortho_adam import OrthoAdam, ortho_adam_parameter_groups
 from hf_methods.softmax1 import (
     ModelReport,
@@ -30,6 +35,8 @@ __all__ = [
     "Softmax1GPT2LMHeadModel",
     "Softmax1LlamaConfig",
     "Softmax1LlamaForCausalLM",
+    "TorchvisionDetectorConfig",
+    "TorchvisionDetectorForObjectDetection",
     "convert_to_softmax1",
     "inspect_model",
     "load_softmax1",

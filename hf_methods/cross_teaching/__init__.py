@@ -3,4 +3,19 @@
 
 """Cross Teaching: semi-supervised object detection by detectors that rectify each other's pseudo labels."""
 
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
+
+from hf_methods.cross_teaching.configuration_cross_teaching import TorchvisionDetectorConfig
+from hf_methods.cross_teaching.image_processing_cross_teaching import DetectionImageProcessor
+from hf_methods.cross_teaching.modeling_detectors_cross_teaching import TorchvisionDetectorForObjectDetection
 from hf_methods.cross_teaching.rectification_cross_teaching import rectify, weighted_boxes_fusion
+
+
+AutoConfig.register(TorchvisionDetectorConfig.model_type, TorchvisionDetectorConfig, exist_ok=True)
+AutoModelForObjectDetection.register(TorchvisionDetectorConfig, TorchvisionDetectorForObjectDetection, exist_ok=True)
+AutoImageProcessor.register(
+    TorchvisionDetectorConfig, image_processor_classes={"torchvision": DetectionImageProcessor}, exist_ok=True
+)
+TorchvisionDetectorConfig.register_for_auto_class()
+TorchvisionDetectorForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
+DetectionImageProcessor.register_for_auto_class("AutoImageProcessor")

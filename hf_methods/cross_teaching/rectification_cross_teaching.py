@@ -53,14 +53,14 @@ class PaddedDetections(NamedTuple):
 
 
 class Rectified(NamedTuple):
-    """Rectified detections; row n comes from row `index` of detector `source`: 0 is own, k + 1 is `others[k]`."""
+    """Rectified detections; each is row `row` of detector `source`: 0 is own, k + 1 is `others[k]`."""
 
     boxes: Tensor  # (..., N', 4)
     scores: Tensor  # (..., N')
     labels: Tensor  # (..., N')
     valid: Tensor  # (..., N') bool
     source: Tensor  # (..., N') int64
-    index: Tensor  # (..., N') int64
+    row: Tensor  # (..., N') int64
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ def label_rectification(
         source = torch.zeros_like(own.labels)
         index = torch.arange(num_own, device=source.device).expand_as(source)
         valid = own.valid & (unmatched_own == "keep")
-        matched = partner = None  # type: ignore[assignment]
+        matched, partner = None, None
     if dedupe:
         same = (source[..., :, None] == source[..., None, :]) & (index[..., :, None] == index[..., None, :])
         earlier = (same & valid[..., None, :]).tril(-1).any(-1)
@@ -244,7 +244,7 @@ def label_rectification(
     rows = [boxes, scores, labels, valid, source, index]
     if unmatched_other == "add" and num_other_boxes:
         added = others.valid  # (K, ..., N')
-        if matched is not None:
+        if matched is not None and partner is not None:
             is_partner = torch.zeros(others.valid.shape, dtype=torch.int32, device=source.device)
             is_partner = is_partner.scatter_add(-1, partner, matched.int())
             added = added & (is_partner == 0)

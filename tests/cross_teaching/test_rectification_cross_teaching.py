@@ -95,7 +95,7 @@ def stack(detectors):
 
 def as_rows(rectified, image):
     keep = rectified.valid[image]
-    fields = (rectified.boxes, rectified.scores, rectified.labels, rectified.source, rectified.index)
+    fields = (rectified.boxes, rectified.scores, rectified.labels, rectified.source, rectified.row)
     boxes, *rest = (field[image][keep].tolist() for field in fields)
     return [(tuple(box), *values) for box, *values in zip(boxes, *rest)]
 
