@@ -21,6 +21,12 @@ DEFAULTS: dict[str, tuple[int, float, float, int, int]] = {
 }
 
 
+EXPORT_HINT = (
+    "this checkpoint holds several detectors that taught each other. For one of them: "
+    "CrossTeachingModel.from_pretrained(path).export_detector(0).save_pretrained(new_path)."
+)
+
+
 def _validate_choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"`{field}` must be one of {', '.join(allowed)}, got {value!r}.")
@@ -97,6 +103,13 @@ class TorchvisionDetectorConfig(PreTrainedConfig):
         self.pre_nms_topk = topk if self.pre_nms_topk is None else self.pre_nms_topk
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As the base class, but for the configuration of several detectors, an error that says how to get one."""
+        if config_dict.get("model_type") == CrossTeachingConfig.model_type:
+            raise ValueError(EXPORT_HINT)
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def is_ssd(self) -> bool:
         """Whether anchors are classified directly, in one stage."""
@@ -152,13 +165,17 @@ class CrossTeachingConfig(PreTrainedConfig):
             "none"; box mode: "none" (default) or "full" (the detector's own box loss).
         ramp (`str`, *optional*): "ssd" (exp(-5 (1 - t)^2), then down at the end), "linear" or "none"; defaults to "ssd" in
             anchor mode, else "none".
-        ramp_steps (`int`, *optional*, defaults to 20000): steps after burn-in until the weight is whole.
-        ramp_down_steps (`int`, *optional*, defaults to 0): steps before the end of training over which "ssd" goes down
-            as exp(-12.5 t^2); the paper's schedule has 20000.
+        ramp_start (`int`, *optional*, defaults to 0): step at which the ramp begins; the published one begins with the
+            training, so that 12000 steps of burn-in end at 0.14.
+        ramp_steps (`int`, *optional*, defaults to 32000): steps from there until the weight is whole.
+        ramp_down_steps (`int`, *optional*, defaults to 20000): steps before the end of training over which "ssd" goes
+            down as exp(-12.5 t^2).
         burn_in_steps (`int`, *optional*, defaults to 0): supervised steps first; teachers start as copies at their end.
         ema_decay (`float`, *optional*): defaults to 0.99 in anchor mode, 0.999 in box mode.
         ema_interval (`int`, *optional*): optimizer steps from one EMA to the next; defaults to 10 in anchor mode, else 1.
         ema_buffers (`bool`, *optional*, defaults to `True`): average buffers too; False copies them.
+        negatives (`str`, *optional*, defaults to `"all"`): in SSD's box mode: "none" leaves hard negatives out of the loss
+            on pseudo labels, which miss objects.
         own_source (`str`, *optional*, defaults to `"student"`): in anchor mode who makes the own prediction: "student"
             (the forward pass that is trained, as published) or "ema" (the own teacher, in eval mode).
         shared_unlabeled_batch (`bool`, *optional*, defaults to `False`): all detectors see one unlabelled batch.
@@ -183,12 +200,14 @@ class CrossTeachingConfig(PreTrainedConfig):
     unsup_weight: float | None = None
     unsup_box_loss: str | None = None
     ramp: str | None = None
-    ramp_steps: int = 20_000
-    ramp_down_steps: int = 0
+    ramp_start: int = 0
+    ramp_steps: int = 32_000
+    ramp_down_steps: int = 20_000
     burn_in_steps: int = 0
     ema_decay: float | None = None
     ema_interval: int | None = None
     ema_buffers: bool = True
+    negatives: str = "all"
     own_source: str = "student"
     shared_unlabeled_batch: bool = False
 
@@ -236,12 +255,19 @@ class CrossTeachingConfig(PreTrainedConfig):
         _validate_choice("mode", self.mode, ("anchor", "box"))
         _validate_choice("rule", self.rule, BOX_RULE_NAMES)
         _validate_choice("ramp", self.ramp, ("ssd", "linear", "none"))
+        _validate_choice("negatives", self.negatives, ("all", "none"))
         _validate_choice("own_source", self.own_source, ("student", "ema"))
         allowed = ("peer", "winner", "none") if self.mode == "anchor" else ("none", "full")
         _validate_choice("unsup_box_loss", self.unsup_box_loss, allowed)
         for name in ("score_threshold", "nms_threshold", "ema_decay"):
             _validate_range(name, getattr(self, name), 0, 1)
-        for name, low in (("burn_in_steps", 0), ("ramp_steps", 0), ("ramp_down_steps", 0), ("ema_interval", 1)):
+        for name, low in (
+            ("burn_in_steps", 0),
+            ("ramp_start", 0),
+            ("ramp_steps", 0),
+            ("ramp_down_steps", 0),
+            ("ema_interval", 1),
+        ):
             if getattr(self, name) < low:
                 raise ValueError(f"`{name}` must be at least {low}, got {getattr(self, name)}.")
         if self.mode == "anchor" and not getattr(self.detector, "is_ssd", False):
