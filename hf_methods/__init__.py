@@ -6,6 +6,10 @@
 from importlib.metadata import version
 
 from hf_methods.cross_teaching import (
+    CrossTeachingConfig,
+    CrossTeachingModel,
+    CrossTeachingTrainer,
+    CrossTeachingTrainingArguments,
     TorchvisionDetectorConfig,
     TorchvisionDetectorForObjectDetection,
     rectify,
@@ -28,6 +32,10 @@ from hf_methods.softmax1 import (
 
 __version__ = version("hf_methods")
 __all__ = [
+    "CrossTeachingConfig",
+    "CrossTeachingModel",
+    "CrossTeachingTrainer",
+    "CrossTeachingTrainingArguments",
     "ModelReport",
     "OrthoAdam",
     "RoundToNearestConfig",

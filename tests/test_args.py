@@ -13,6 +13,8 @@ import pytest
 from transformers import TrainingArguments
 
 from hf_methods.args import parse_args_and_config
+from hf_methods.cross_teaching.recipe_cross_teaching import DetectionDataArguments, DetectorArguments
+from hf_methods.cross_teaching.training_cross_teaching import CrossTeachingTrainingArguments
 from hf_methods.softmax1.training_softmax1 import DataArguments, ModelArguments, Softmax1TrainingArguments
 
 
@@ -146,7 +148,10 @@ def types_of(config):
     script = config.with_name("grid.py" if "\ntrain_config:" in config.read_text() else f"{config.stem}.py")
     script = script if script.exists() else config.with_name("train.py")
     if script.name == "train.py":
-        return {"softmax1": (ModelArguments, DataArguments, Softmax1TrainingArguments)}[config.parent.name]
+        return {
+            "cross_teaching": (DetectorArguments, DetectionDataArguments, CrossTeachingTrainingArguments),
+            "softmax1": (ModelArguments, DataArguments, Softmax1TrainingArguments),
+        }[config.parent.name]
     spec = importlib.util.spec_from_file_location(f"script_{script.stem}", script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -104,11 +104,12 @@ class TorchvisionDetectorConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As the base class, but for the configuration of several detectors, an error that says how to get one."""
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As the base class, but for a checkpoint of several detectors an error that says how to get one."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == CrossTeachingConfig.model_type:
-            raise ValueError(EXPORT_HINT)
-        return super().from_dict(config_dict, **kwargs)
+            raise ValueError(f"{pretrained_model_name_or_path}: {EXPORT_HINT}")
+        return config_dict, kwargs
 
     @property
     def is_ssd(self) -> bool:

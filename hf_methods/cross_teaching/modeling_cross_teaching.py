@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import clip_boxes_to_image
-from transformers import AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel, RTDetrImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.utils import ModelOutput, logging
 
@@ -32,11 +32,14 @@ from .rectification_cross_teaching import (
     label_rectification,
     pad_detections,
     rectify_anchors,
+    stack_detections,
 )
 
 
 logger = logging.get_logger(__name__)
 
+# They use RT-DETR's processor, but transformers' table does not say so.
+RT_DETR_KIND = ("d_fine", "rt_detr", "rt_detr_v2")
 CLASS_LOSSES = ("loss_ce", "loss_vfl", "loss_class")  # of DETR and its kin; their weight in the sum is 1
 
 
@@ -57,8 +60,9 @@ class CrossTeachingOutput(ModelOutput):
 
 def build_detector(config: PreTrainedConfig) -> PreTrainedModel:
     """A detector with random weights; a torchvision one also where its class is not registered."""
-    if isinstance(config, TorchvisionDetectorConfig):
-        return TorchvisionDetectorForObjectDetection(config)
+    # by the name: code that came with a checkpoint may be there twice, and with it the class of the configuration
+    if config.model_type == TorchvisionDetectorConfig.model_type:
+        return TorchvisionDetectorForObjectDetection(config)  # type: ignore[arg-type]
     return AutoModelForObjectDetection.from_config(config)
 
 
@@ -68,8 +72,12 @@ def build_processor(config: PreTrainedConfig) -> Any:
     Raises:
         ValueError: the detector's processor has no such method.
     """
-    if isinstance(config, TorchvisionDetectorConfig):
-        return DetectionImageProcessor.for_detector(config)
+    if config.model_type == TorchvisionDetectorConfig.model_type:
+        return DetectionImageProcessor.for_detector(config)  # type: ignore[arg-type]
+    if config.model_type in RT_DETR_KIND:
+        return RTDetrImageProcessor()
+    if type(config) not in IMAGE_PROCESSOR_MAPPING:
+        raise ValueError(f"{type(config).__name__} has no image processor, so its output can't be read as detections.")
     classes: Any = IMAGE_PROCESSOR_MAPPING[type(config)]
     for processor_class in classes.values() if isinstance(classes, dict) else classes:
         if processor_class is not None and hasattr(processor_class, "post_process_object_detection"):
@@ -112,6 +120,10 @@ class CrossTeachingModel(PreTrainedModel):
             for module in self.modules():
                 module._is_hf_initialized = True  # type: ignore[assignment]
         self.post_init()
+        for name, group in (("students", self.students), ("teachers", self.teachers)):
+            for number, detector in enumerate(group):  # transformers looks for tied weights in direct children only
+                for target, source in (getattr(detector, "all_tied_weights_keys", None) or {}).items():
+                    self.all_tied_weights_keys[f"{name}.{number}.{target}"] = f"{name}.{number}.{source}"
         self.train(False)
 
     def _init_weights(self, module):
@@ -172,6 +184,11 @@ class CrossTeachingModel(PreTrainedModel):
         if ema:
             detector.load_state_dict(self.teachers[index].state_dict())
         detector.config.architectures = [type(detector).__name__]  # type: ignore[union-attr]
+        if isinstance(
+            detector, TorchvisionDetectorForObjectDetection
+        ):  # its code goes with it, also without the package
+            type(detector).register_for_auto_class("AutoModelForObjectDetection")
+            type(detector.config).register_for_auto_class()
         return detector  # type: ignore[return-value]
 
     def train(self, mode: bool = True) -> "CrossTeachingModel":
@@ -375,7 +392,7 @@ class CrossTeachingModel(PreTrainedModel):
         pseudo: PaddedDetections | Rectified = own
         changed = torch.zeros_like(own.valid)
         if self.config.arm == "ct" and peers:
-            others = PaddedDetections(*(torch.stack(fields) for fields in zip(*peers)))
+            others = stack_detections(peers)
             options = {**BOX_RULES[self.config.rule], **(self.config.rule_options or {})}
             rectified = label_rectification(own, others, **options)
             pseudo, changed = rectified, rectified.source > 0

@@ -12,6 +12,7 @@ Ragged detections are lists of `dict(boxes (n, 4) xyxy, scores (n,), labels (n,)
 functions take `PaddedDetections` and neither wait for the device nor change shapes with the data.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -280,6 +281,22 @@ def peers_of(detections: PaddedDetections) -> PaddedDetections:
     return PaddedDetections(*(field[others] for field in detections))
 
 
+def stack_detections(detections: Sequence[PaddedDetections]) -> PaddedDetections:
+    """Several detectors' detections of the same images, padded to one number of rows, stacked in front."""
+    num_rows = max(padded.scores.shape[-1] for padded in detections)
+
+    def grow(field: Tensor, dim: int) -> Tensor:
+        shape = list(field.shape)
+        shape[dim] = num_rows - shape[dim]
+        return torch.cat([field, field.new_zeros(shape)], dim)
+
+    grown = [
+        PaddedDetections(grow(boxes, -2), grow(scores, -1), grow(labels, -1), grow(valid, -1))
+        for boxes, scores, labels, valid in detections
+    ]
+    return PaddedDetections(*(torch.stack(fields) for fields in zip(*grown)))
+
+
 def pad_detections(detections: list[dict[str, Tensor]], num_rows: int | None = None) -> tuple[PaddedDetections, int]:
     """Detections of a batch of images in one tensor each; boxes without area or with NaN are left out and counted.
 
@@ -380,10 +397,9 @@ def rectify(
         logger.warning("`rectify` has no peers: the own detections stay as they are.")
         rectified: PaddedDetections | Rectified = padded
     else:
-        num_rows = max(len(image["scores"]) for peer in others for image in peer)
-        peers = [pad_detections(peer, num_rows) for peer in others]
+        peers = [pad_detections(peer) for peer in others]
         dropped += sum(count for _, count in peers)
-        stacked = PaddedDetections(*(torch.stack(fields) for fields in zip(*(peer for peer, _ in peers))))
+        stacked = stack_detections([peer for peer, _ in peers])
         stacked = stacked._replace(boxes=stacked.boxes.to(padded.boxes), scores=stacked.scores.to(padded.scores))
         rectified = label_rectification(padded, stacked, **{**BOX_RULES[rule], **options})
     if dropped:

@@ -6,6 +6,8 @@
 import json
 import math
 import os
+import secrets
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,30 +18,24 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from hf_methods.checkpoints import atomic_save, write_json
+from hf_methods.checkpoints import write_json
 from hf_methods.cross_teaching.configuration_cross_teaching import CrossTeachingConfig
-from hf_methods.cross_teaching.data_cross_teaching import BadImageError, image_digests, label_names, open_image
+from hf_methods.cross_teaching.data_cross_teaching import MAX_HASHED_IMAGES, image_digests, label_names
+from hf_methods.cross_teaching.evaluation_cross_teaching import detect, detection_metrics
 from hf_methods.cross_teaching.modeling_cross_teaching import CrossTeachingModel, build_processor
 from hf_methods.cross_teaching.rectification_cross_teaching import weighted_boxes_fusion
 from hf_methods.cross_teaching.views_cross_teaching import (
     DataCollatorForCrossTeaching,
     SemiSupervisedDetectionDataset,
     ViewSettings,
-    plain_geometry,
-    render,
-    stack_images,
 )
-from hf_methods.metrics import voc07_average_precision
 
 
 logger = logging.get_logger(__name__)
 
 RUN_FILE = "cross_teaching_run.json"
-# Above this many images the check for images that are in two sets would take too long.
-MAX_HASHED_IMAGES = 20_000
 FEW_PSEUDO_LABELS = 0.05
 
 
@@ -225,7 +221,9 @@ class CrossTeachingTrainer(Trainer):
             ValueError: the checkpoint is of another configuration, seed or data.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir or ".")
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} has no whole checkpoint to go on from.")
         if resume_from_checkpoint:
             self._check_checkpoint(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -318,13 +316,18 @@ class CrossTeachingTrainer(Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As `Trainer.save_model`; one that is broken off leaves the folder's old model as it was."""
-        folder = Path(output_dir or self.args.output_dir or ".")
-        is_new = not folder.is_dir() or not any(folder.iterdir())
-        if self.is_world_process_zero() and self.args.should_save and is_new and not _internal_call:
-            atomic_save(folder, lambda aside: super(CrossTeachingTrainer, self)._save(str(aside)))
-        else:
+        """As `Trainer.save_model`, but broken off it leaves each file of the folder as it was, not half written."""
+        if _internal_call or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir or ".")
+            aside = folder / f".{secrets.token_hex(4)}"
+            try:
+                self._save(str(aside))
+                for path in aside.iterdir():
+                    os.replace(path, folder / path.name)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Mean average precision of each student, each teacher and the teachers' ensemble.
@@ -364,82 +367,23 @@ class CrossTeachingTrainer(Trainer):
         return metrics
 
 
-@torch.no_grad()
-def detect(
-    detectors: dict[str, Any], dataset: Dataset, views: ViewSettings, batch_size: int, device: Any = "cpu"
-) -> tuple[dict[str, list[dict[str, Tensor]]], list[dict[str, Tensor]], int]:
-    """Final detections of each detector in a data set, batch by batch; only boxes are kept.
-
-    Args:
-        detectors: by name; they are put in eval mode, and back.
-        dataset: a detection data set.
-        views: size and normalisation.
-        batch_size: images at a time; one by one where their sizes differ.
-        device: of the images.
-
-    Returns:
-        For each name one dict(boxes (n, 4) xyxy in pixels of the image, scores, labels) an image; the truths, dict(boxes,
-        labels, ignore); and how many images could not be read, which are left out.
-    """
-    found: dict[str, list[dict[str, Tensor]]] = {name: [] for name in detectors}
-    truths: list[dict[str, Tensor]] = []
-    num_bad = 0
-    modes = {name: detector.training for name, detector in detectors.items()}
-    processor = build_processor(next(iter(detectors.values())).config)
-    batch_size = 1 if views.keep_aspect else batch_size
-    mean, std = (torch.tensor(values)[:, None, None] for values in (views.mean, views.std))
-    for start in range(0, len(dataset), batch_size):
-        images, sizes = [], []
-        for row in dataset.select(range(start, min(start + batch_size, len(dataset)))):
-            try:
-                image = open_image(row["image"], (row["width"], row["height"]))
-            except BadImageError as error:
-                logger.warning(str(error))
-                num_bad += 1
-                continue
-            view = render(image, plain_geometry(*image.size, views), views.fill)
-            images.append((torch.from_numpy(np.array(view)).permute(2, 0, 1).float() / 255 - mean) / std)
-            sizes.append((image.height, image.width))
-            truths.append(_truth(row["objects"]))
-        if not images:
-            continue
-        batch = stack_images(images)[0].to(device)
-        for name, detector in detectors.items():
-            detector.eval()
-            outputs = detector(pixel_values=batch)
-            threshold = getattr(detector.config, "score_threshold", None) or 0.0
-            target_sizes = torch.tensor(sizes, device=device)
-            for image_found in processor.post_process_object_detection(outputs, threshold, target_sizes):
-                best = image_found["scores"].argsort(descending=True, stable=True)[:200]
-                found[name].append({key: image_found[key][best].float().cpu() for key in ("boxes", "scores")})
-                found[name][-1]["labels"] = image_found["labels"][best].cpu()
-    for name, detector in detectors.items():
-        detector.train(modes[name])
-    return found, truths, num_bad
+def last_whole_checkpoint(output_dir: str | Path) -> str | None:
+    """The last checkpoint in a folder that was written to its end, if any: `Trainer` writes its state last."""
+    folders = Path(output_dir).glob("checkpoint-*") if Path(output_dir).is_dir() else []
+    whole = [
+        folder
+        for folder in folders
+        if folder.name.rpartition("-")[2].isdigit() and _is_json(folder / "trainer_state.json")
+    ]
+    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
 
 
-def detection_metrics(
-    detections: list[dict[str, Tensor]], truths: list[dict[str, Tensor]], num_labels: int
-) -> dict[str, float]:
-    """`map`, `map_50`, `map_75` (COCO's, torchmetrics) and `voc07_ap50`; 0 where the truth has no object at all.
-
-    Args:
-        detections: one dict(boxes, scores, labels) an image.
-        truths: one dict(boxes, labels, ignore) an image.
-        num_labels: labels are 0 to `num_labels - 1`.
-    """
-    from torchmetrics.detection import MeanAveragePrecision  # slow to import
-
-    metric = MeanAveragePrecision(box_format="xyxy", iou_type="bbox")
-    metric.warn_on_many_detections = False
-    metric.update(
-        detections,
-        [dict(boxes=image["boxes"], labels=image["labels"], iscrowd=image["ignore"].int()) for image in truths],
-    )
-    values = metric.compute()
-    figures = {name: max(0.0, float(values[name])) for name in ("map", "map_50", "map_75")}
-    voc = voc07_average_precision(detections, truths, num_labels)
-    return {**figures, "voc07_ap50": 0.0 if math.isnan(voc) else voc}
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def default_views(model: CrossTeachingModel, **options: Any) -> ViewSettings:
@@ -458,16 +402,6 @@ def default_views(model: CrossTeachingModel, **options: Any) -> ViewSettings:
     if "height" not in size:
         found |= {"keep_aspect": True, "max_image_size": size["longest_edge"]}
     return ViewSettings(**{**found, **options})
-
-
-def _truth(objects: dict[str, list]) -> dict[str, Tensor]:
-    boxes = torch.tensor(objects["bbox"], dtype=torch.float32).reshape(-1, 4)
-    ignore = [crowd or hard for crowd, hard in zip(objects["iscrowd"], objects["difficult"])]
-    return {
-        "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], -1),
-        "labels": torch.tensor(objects["category"], dtype=torch.long),
-        "ignore": torch.tensor(ignore, dtype=torch.bool),
-    }
 
 
 def _differ(before: dict[str, Any], now: dict[str, Any]) -> bool:

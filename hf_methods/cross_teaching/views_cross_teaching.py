@@ -25,6 +25,9 @@ from hf_methods.cross_teaching.data_cross_teaching import BadImageError, open_im
 
 logger = logging.get_logger(__name__)
 
+# Decoded images that a process keeps, so that small sets are decoded once.
+CACHED_BYTES = 256 * 2**20
+
 
 class Geometry(NamedTuple):
     """Where a view of `width` x `height` pixels comes from: a box of the image in pixels, perhaps mirrored."""
@@ -314,6 +317,11 @@ class SemiSupervisedDetectionDataset(torch.utils.data.Dataset):
         if self.unlabeled_ratio < 1:
             raise ValueError(f"`unlabeled_ratio` must be at least 1, got {self.unlabeled_ratio}.")
         self._orders: dict[tuple, np.ndarray] = {}
+        self._decoded: dict[tuple[int, int], tuple[dict[str, Any], Image.Image]] = {}
+        self._decoded_bytes = 0
+
+    def __getstate__(self) -> dict[str, Any]:  # to a worker
+        return {**self.__dict__, "_decoded": {}, "_decoded_bytes": 0}
 
     def __len__(self) -> int:
         return self.num_samples
@@ -329,9 +337,17 @@ class SemiSupervisedDetectionDataset(torch.utils.data.Dataset):
 
     def _read(self, dataset: Dataset, index: int) -> tuple[dict[str, Any], Image.Image]:
         for offset in range(len(dataset)):
-            row = dataset[(index + offset) % len(dataset)]
+            key = (id(dataset), (index + offset) % len(dataset))
+            if key in self._decoded:
+                return self._decoded[key]
+            row = dataset[key[1]]
             try:
-                return row, open_image(row["image"], (row["width"], row["height"]))
+                found = row, open_image(row["image"], (row["width"], row["height"]))
+                size = 3 * found[1].width * found[1].height
+                if self._decoded_bytes + size <= CACHED_BYTES:
+                    self._decoded[key] = found
+                    self._decoded_bytes += size
+                return found
             except BadImageError as error:
                 self.num_unreadable += 1
                 logger.warning(f"{error} The next image takes its place ({self.num_unreadable} so far).")
