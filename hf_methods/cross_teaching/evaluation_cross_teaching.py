@@ -15,7 +15,6 @@ from transformers.utils import logging
 from hf_methods.cross_teaching.data_cross_teaching import BadImageError, open_image
 from hf_methods.cross_teaching.modeling_cross_teaching import build_processor
 from hf_methods.cross_teaching.views_cross_teaching import ViewSettings, plain_geometry, render, stack_images
-from hf_methods.metrics import voc07_average_precision
 
 
 logger = logging.get_logger(__name__)
@@ -85,7 +84,9 @@ def detection_metrics(
         truths: one dict(boxes, labels, ignore) an image.
         num_labels: labels are 0 to `num_labels - 1`.
     """
-    from torchmetrics.detection import MeanAveragePrecision  # slow to import
+    from torchmetrics.detection import MeanAveragePrecision  # slow to import, as `evaluate` is
+
+    from hf_methods.metrics import voc07_average_precision
 
     metric = MeanAveragePrecision(box_format="xyxy", iou_type="bbox")
     metric.warn_on_many_detections = False
