@@ -75,13 +75,14 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
         (..., N, K), float32 or float64.
     """
     a, b = (boxes if boxes.dtype == torch.float64 else boxes.float() for boxes in (a, b))
-    area_a, area_b = ((boxes[..., 2:] - boxes[..., :2]).prod(-1) for boxes in (a, b))
-    size = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:]) - torch.maximum(
-        a[..., :, None, :2], b[..., None, :, :2]
-    )
-    intersection = size.clamp_min_(0).prod(-1)  # (..., N, K)
-    union = area_a[..., :, None] + area_b[..., None, :] - intersection
-    return torch.where(union > 0, intersection / union, 0)
+    a, b = a[..., :, None, :], b[..., None, :, :]
+    # Side by side and in place: the tables are the whole cost.
+    width = torch.minimum(a[..., 2], b[..., 2]).sub_(torch.maximum(a[..., 0], b[..., 0])).clamp_(min=0)
+    height = torch.minimum(a[..., 3], b[..., 3]).sub_(torch.maximum(a[..., 1], b[..., 1])).clamp_(min=0)
+    intersection = width.mul_(height)  # (..., N, K)
+    area_a, area_b = ((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]) for boxes in (a, b))
+    union = torch.add(area_a, area_b, out=height).sub_(intersection)
+    return intersection.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
 
 
 def is_sound_box(boxes: Tensor, scores: Tensor | None = None, image_size: tuple[int, int] | None = None) -> Tensor:
@@ -120,29 +121,31 @@ def greedy_nms(boxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: floa
         bool (..., N), True for valid boxes that stay.
     """
     order = scores.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    boxes = boxes.gather(-2, order[..., None].expand_as(boxes))
+    everything = torch.zeros_like(valid)
+    if valid.device.type == "cpu":  # where looking costs nothing: valid boxes come first
+        order = order[..., : int(valid.sum(-1).max()) if valid.numel() else 0]
+    boxes = boxes.gather(-2, order[..., None].expand(*order.shape, 4))
     valid = valid.gather(-1, order)
     # (..., suppressed, by): only a box that comes before, in the order of scores, suppresses
-    suppresses = (box_iou(boxes, boxes) > iou_threshold).tril(-1)
+    suppresses = (box_iou(boxes, boxes) > iou_threshold).tril_(-1).float()
     keep = valid
     # Each round settles at least one more box for good; on a CPU, where looking costs nothing, stop when all are.
     for _ in range(boxes.shape[-2]):
-        settled = valid & ~(suppresses & keep[..., None, :]).any(-1)
-        if not keep.is_cuda and torch.equal(settled, keep):
+        settled = valid & ((suppresses @ keep.float()[..., None]).squeeze(-1) == 0)
+        if keep.device.type == "cpu" and torch.equal(settled, keep):
             break
         keep = settled
-    return torch.zeros_like(keep).scatter(-1, order, keep)
+    return everything.scatter(-1, order, keep)
 
 
 def _best_partner(own: PaddedDetections, others: PaddedDetections, class_aware: bool) -> tuple[Tensor, Tensor]:
     """IoU with, and index of, the best box of each other detector for each own box: (K, ..., N) both; -1: none."""
     iou = box_iou(own.boxes, others.boxes)  # (K, ..., N, N')
-    partners = own.valid[..., :, None] & others.valid[..., None, :]
+    iou.masked_fill_(~others.valid[..., None, :], -1.0)
     if class_aware:
-        partners = partners & (own.labels[..., :, None] == others.labels[..., None, :])
-    iou = torch.where(partners, iou, -1.0)
-    index = iou.argmax(-1)  # the first of equals
-    return iou.gather(-1, index[..., None]).squeeze(-1), index
+        iou.masked_fill_(own.labels[..., :, None] != others.labels[..., None, :], -1.0)
+    best, index = iou.max(-1)  # the first of equals
+    return best.masked_fill_(~own.valid, -1.0), index
 
 
 def _image(detections: PaddedDetections, dim: int, image: int) -> PaddedDetections:
@@ -322,28 +325,31 @@ def pad_detections(detections: list[dict[str, Tensor]], num_rows: int | None = N
         if labels.is_floating_point():
             raise ValueError(f"labels of image {number} must be integers, got {labels.dtype}.")
     num_rows = max((len(image["scores"]) for image in detections), default=0) if num_rows is None else num_rows
-    device = detections[0]["boxes"].device if detections else None
+    if not detections:
+        empty = torch.zeros(0, num_rows)
+        return PaddedDetections(empty[..., None].expand(-1, -1, 4), empty, empty.long(), empty.bool()), 0
     dtype = torch.float64 if any(image["boxes"].dtype == torch.float64 for image in detections) else torch.float32
-    shape = (len(detections), num_rows)
-    padded = PaddedDetections(
-        torch.zeros(*shape, 4, dtype=dtype, device=device),
-        torch.zeros(shape, dtype=dtype, device=device),
-        torch.zeros(shape, dtype=torch.long, device=device),
-        torch.zeros(shape, dtype=torch.bool, device=device),
-    )
-    dropped = torch.zeros((), dtype=torch.long, device=device)
-    for row, image in enumerate(detections):
-        num = len(image["scores"])
-        padded.boxes[row, :num] = image["boxes"].to(dtype)
-        padded.scores[row, :num] = image["scores"].to(dtype)
-        padded.labels[row, :num] = image["labels"].long()
-        sound = is_sound_box(image["boxes"], image["scores"])
-        padded.valid[row, :num] = sound
-        dropped += (~sound).sum()
+    boxes = torch.cat([image["boxes"] for image in detections]).to(dtype)
+    scores = torch.cat([image["scores"] for image in detections]).to(dtype)
+    labels = torch.cat([image["labels"] for image in detections]).long()
+    sound = is_sound_box(boxes, scores)
     # NaN would spread through the sums that are masked afterwards
-    padded.boxes.masked_fill_(~padded.valid[..., None], 0)
-    padded.scores.masked_fill_(~padded.valid, 0)
-    return padded, int(dropped)
+    boxes, scores = boxes.masked_fill(~sound[:, None], 0), scores.masked_fill(~sound, 0)
+    counts = [len(image["scores"]) for image in detections]
+    # where each detection goes, known without asking the device
+    rows = torch.tensor(
+        [row * num_rows + n for row, count in enumerate(counts) for n in range(count)], dtype=torch.long
+    )
+    rows = rows.to(boxes.device)
+    shape = (len(detections), num_rows)
+    flat = boxes.new_zeros(len(detections) * num_rows, 4)
+    padded = PaddedDetections(
+        flat.index_copy(0, rows, boxes).view(*shape, 4),
+        flat[:, 0].index_copy(0, rows, scores).view(shape),
+        torch.zeros_like(flat[:, 0], dtype=torch.long).index_copy(0, rows, labels).view(shape),
+        torch.zeros_like(flat[:, 0], dtype=torch.bool).index_copy(0, rows, sound).view(shape),
+    )
+    return padded, len(sound) - int(sound.sum())
 
 
 def unpad_detections(padded: PaddedDetections | Rectified) -> list[dict[str, Tensor]]:
