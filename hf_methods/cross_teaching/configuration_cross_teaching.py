@@ -9,7 +9,6 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 
-SSD, FASTER_RCNN = "ssd", "fasterrcnn"
 # Side of the square image (SSD) or shortest edge (Faster R-CNN), score and NMS thresholds, detections an image, candidates
 # before NMS. SSD300: the official evaluation; Faster R-CNN: torchvision's.
 DEFAULTS: dict[str, tuple[int, float, float, int, int]] = {
@@ -114,7 +113,7 @@ class TorchvisionDetectorConfig(PreTrainedConfig):
     @property
     def is_ssd(self) -> bool:
         """Whether anchors are classified directly, in one stage."""
-        return self.architecture.startswith(SSD)
+        return self.architecture.startswith("ssd")
 
     def validate_detector(self):
         """Refuse unknown values and values out of range."""

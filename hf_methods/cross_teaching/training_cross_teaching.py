@@ -283,6 +283,8 @@ class CrossTeachingTrainer(Trainer):
                     "lower `score_threshold` may help."
                 )
             logs["skipped_steps"] = self.num_skipped_steps
+            if self.train_dataset.num_unreadable:  # type: ignore[union-attr]
+                logs["unreadable_images"] = self.train_dataset.num_unreadable  # type: ignore[union-attr]
         super().log(logs, start_time)
 
     def create_optimizer(self, model=None):

@@ -71,16 +71,17 @@ def test_the_ramp_is_the_published_one():
 
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(scenes, tmp_path):
     for optim in ("sgd", "adamw_torch"):
-        whole = make_trainer(tmp_path / optim, scenes, save_strategy="steps", save_steps=3, optim=optim)
+        whole = make_trainer(tmp_path / optim, scenes, save_strategy="steps", save_steps=1, optim=optim)
         whole.train()
-        resumed = make_trainer(tmp_path / optim, scenes, optim=optim)
-        resumed.train(resume_from_checkpoint=str(tmp_path / optim / "checkpoint-3"))
-        halfway = load_file(tmp_path / optim / "checkpoint-3" / "model.safetensors")
         state = whole.model.state_dict()
-        assert all(torch.equal(value, state[name]) for name, value in resumed.model.state_dict().items())
-        for group in ("students", "teachers"):
-            name = f"{group}.0.detector.backbone.stem.0.0.weight"
-            assert not torch.equal(halfway[name], state[name])
+        for step in (1, 2, 4):  # in burn-in, at its end and behind it
+            resumed = make_trainer(tmp_path / optim, scenes, optim=optim)
+            resumed.train(resume_from_checkpoint=str(tmp_path / optim / f"checkpoint-{step}"))
+            halfway = load_file(tmp_path / optim / f"checkpoint-{step}" / "model.safetensors")
+            assert all(torch.equal(value, state[name]) for name, value in resumed.model.state_dict().items())
+            for group in ("students", "teachers"):
+                name = f"{group}.0.detector.backbone.stem.0.0.weight"
+                assert not torch.equal(halfway[name], state[name])
 
 
 def test_a_run_of_another_configuration_seed_or_data_does_not_go_on(scenes, tmp_path):
@@ -181,6 +182,23 @@ def test_unreadable_images_of_the_evaluation_are_counted(scenes, tmp_path):
     broken = type(scenes[2]).from_list(rows, features=scenes[2].features)
     metrics = make_trainer(tmp_path, (*scenes[:2], broken)).evaluate()
     assert metrics["eval_images"] == 4 and metrics["eval_unreadable_images"] == 1
+
+
+def test_unreadable_images_of_the_training_are_counted_in_the_log(scenes, tmp_path):
+    rows = scenes[1].to_list()
+    rows[2]["image"] = {"bytes": b"broken", "path": "broken.png"}
+    broken = type(scenes[1]).from_list(rows, features=scenes[1].features)
+    trainer = make_trainer(tmp_path, (scenes[0], broken, scenes[2]))
+    trainer.train()
+    assert max(logs.get("unreadable_images", 0) for logs in trainer.state.log_history) > 0
+
+
+def test_bfloat16_trains_with_losses_in_float32(scenes, tmp_path):
+    trainer = make_trainer(tmp_path, scenes, max_steps=3, bf16=True)
+    before = trainer.model.students[0].detector.backbone.stem[0][0].weight.detach().clone()
+    trainer.train()
+    after = trainer.model.students[0].detector.backbone.stem[0][0].weight
+    assert after.dtype == torch.float32 and after.isfinite().all() and not torch.equal(before, after)
 
 
 def test_the_optimizer_decays_weights_and_neither_biases_nor_norms(scenes, tmp_path):
