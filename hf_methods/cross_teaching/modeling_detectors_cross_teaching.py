@@ -388,7 +388,7 @@ class TorchvisionDetectorForObjectDetection(PreTrainedModel):
             image_size: height and width of the batch's images, padding included.
 
         Raises:
-            ValueError: a label that the model does not have, or boxes of another shape.
+            ValueError: a label that the model does not have, a box without area, or more boxes than labels.
         """
         height, width = image_size
         scale = torch.tensor([width, height, width, height], dtype=torch.float32)
@@ -397,6 +397,9 @@ class TorchvisionDetectorForObjectDetection(PreTrainedModel):
             boxes, classes = label["boxes"].float().reshape(-1, 4), label["class_labels"].long()
             if len(boxes) != len(classes):
                 raise ValueError(f"image {number} has {len(boxes)} boxes and {len(classes)} labels.")
+            sound = boxes.isfinite().all(-1) & (boxes[:, 2:] > 0).all(-1)
+            if len(boxes) and not bool(sound.all()):
+                raise ValueError(f"image {number} has the box {boxes[~sound][0].tolist()}: sides must be above 0.")
             targets.append(
                 {"boxes": box_convert(boxes * scale.to(boxes.device), "cxcywh", "xyxy"), "labels": classes + 1}
             )

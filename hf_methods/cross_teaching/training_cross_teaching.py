@@ -301,8 +301,8 @@ class CrossTeachingTrainer(Trainer):
                     ]
                     groups.append({"params": parameters, "weight_decay": self.args.weight_decay * decay})
             groups = [group for group in groups if group["params"]]
-            args: Any = self.args
-            self.optimizer = torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum)
+            momentum = self.args.momentum  # type: ignore[attr-defined]
+            self.optimizer = torch.optim.SGD(groups, lr=self.args.learning_rate, momentum=momentum)
         return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):

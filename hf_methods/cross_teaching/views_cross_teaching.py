@@ -123,7 +123,7 @@ class ViewSettings:
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.strong not in ("none", "ssd", "unbiased_teacher", "light"):
             raise ValueError(f"`strong` must be one of none, ssd, unbiased_teacher, light, got {self.strong!r}.")
         for name in ("flip", "expand", "crop"):
@@ -309,7 +309,7 @@ class SemiSupervisedDetectionDataset(torch.utils.data.Dataset):
     with_truth: bool = False
     num_unreadable: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not len(self.labeled):
             raise ValueError("`labeled` has no images.")
         if self.unlabeled is not None and not len(self.unlabeled):

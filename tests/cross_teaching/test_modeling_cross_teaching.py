@@ -3,11 +3,6 @@
 
 """The losses of a step against the formulas of the paper's code, teachers, and every kind of detector."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -279,32 +274,6 @@ def test_loading_several_detectors_as_one_says_how_to_get_one(tmp_path):
     for load in (AutoModelForObjectDetection.from_pretrained, TorchvisionDetectorForObjectDetection.from_pretrained):
         with pytest.raises(ValueError, match=r"CrossTeachingModel\.from_pretrained\(path\)\.export_detector\(0\)"):
             load(tmp_path)
-
-
-CODE = """
-import sys
-sys.modules["hf_methods"] = None
-import torch
-from transformers import AutoModel
-model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
-assert type(model).__module__.startswith("transformers_modules."), type(model)
-print(sum(float(p.detach().double().sum()) for p in model.parameters()))
-model.export_detector(0).save_pretrained(sys.argv[1] + "/one")
-"""
-
-
-def test_several_detectors_load_without_the_package_and_export_one(tmp_path):
-    model = make()
-    model.save_pretrained(tmp_path)
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    result = subprocess.run(
-        [sys.executable, "-c", CODE, str(tmp_path)],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, cwd=tmp_path, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert float(result.stdout) == pytest.approx(sum(float(p.detach().double().sum()) for p in model.parameters()))
-    assert "auto_map" in json.loads((tmp_path / "one" / "config.json").read_text())
-    assert AutoModelForObjectDetection.from_pretrained(tmp_path / "one").config.num_labels == 3
 
 
 def test_detectors_of_a_burn_in_become_students(tmp_path):

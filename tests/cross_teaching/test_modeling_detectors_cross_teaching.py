@@ -19,7 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, DetrImageProcessor, pipeline
 
-from hf_methods import TorchvisionDetectorConfig, TorchvisionDetectorForObjectDetection
+from hf_methods import CrossTeachingModel, TorchvisionDetectorConfig, TorchvisionDetectorForObjectDetection
 from hf_methods.cross_teaching.image_processing_cross_teaching import DetectionImageProcessor
 from hf_methods.cross_teaching.modeling_detectors_cross_teaching import DetectionOutput
 
@@ -118,10 +118,12 @@ def test_ssd300_has_the_parameters_and_default_boxes_of_its_authors():
 
 
 def test_the_torchvision_preset_is_torchvisions_ssd300():
-    torch.manual_seed(0)
-    reference = torchvision.models.detection.ssd300_vgg16(weights=None, weights_backbone=None, num_classes=4).eval()
+    with torch.device("meta"):  # its VGG's classifier, thrown away, takes a second to draw
+        reference = torchvision.models.detection.ssd300_vgg16(
+            weights=None, weights_backbone=None, num_classes=4
+        ).eval()
     model = make(num_labels=3, anchor_preset="torchvision", pre_nms_topk=400, score_threshold=0.01)
-    model.detector.load_state_dict(reference.state_dict())
+    reference.load_state_dict(model.detector.state_dict(), assign=True)
     images = torch.rand(1, 3, 300, 300)
     reference.transform = PassedBy()
     with torch.no_grad():
@@ -271,6 +273,10 @@ def test_bad_images_and_labels_are_refused(tiny):
     labels = [{"class_labels": torch.tensor([1, 2]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
     with pytest.raises(ValueError, match="image 0 has 1 boxes and 2 labels"):
         tiny(images, labels=labels)
+    for side in (0.0, -0.1, float("nan"), float("inf")):
+        labels = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, side, 0.2]])}]
+        with pytest.raises(ValueError, match="image 0 has the box .*: sides must be above 0"):
+            tiny(images, labels=labels)
 
 
 def test_without_nms_post_processing_is_detrs():
@@ -325,7 +331,7 @@ sys.modules["hf_methods"] = None
 import json, torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
+from transformers import AutoImageProcessor, AutoModel, AutoModelForObjectDetection, pipeline
 folder = sys.argv[1]
 model = AutoModelForObjectDetection.from_pretrained(folder, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules."), type(model)
@@ -334,11 +340,16 @@ save_file({"logits": model(torch.rand(1, 3, 64, 64)).logits}, f"{folder}/out.saf
 detect = pipeline("object-detection", model=folder, trust_remote_code=True)
 json.dump(detect(f"{folder}/image.png", threshold=0.02), open(f"{folder}/out.json", "w"))
 model.save_pretrained(f"{folder}/again")
+several = AutoModel.from_pretrained(f"{folder}/several", trust_remote_code=True)
+assert type(several).__module__.startswith("transformers_modules."), type(several)
+several.export_detector(1).save_pretrained(f"{folder}/exported")
 """
 
 
-def test_the_stock_pipeline_works_with_and_without_the_package(tmp_path, tiny):
+def test_one_and_several_detectors_and_the_stock_pipeline_work_without_the_package(tmp_path, tiny):
     tiny.save_pretrained(tmp_path)
+    several = CrossTeachingModel.from_detectors([tiny, make(1, **TINY)])
+    several.save_pretrained(tmp_path / "several")
     DetectionImageProcessor.for_detector(tiny.config).save_pretrained(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (50, 100, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
@@ -352,6 +363,11 @@ def test_the_stock_pipeline_works_with_and_without_the_package(tmp_path, tiny):
         "AutoConfig": "configuration_cross_teaching.TorchvisionDetectorConfig",
         "AutoModelForObjectDetection": "modeling_detectors_cross_teaching.TorchvisionDetectorForObjectDetection",
     }
+    exported = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert exported["auto_map"]["AutoModelForObjectDetection"].startswith("modeling_detectors_cross_teaching.")
+    state = several.teachers[1].state_dict()
+    exported = AutoModelForObjectDetection.from_pretrained(tmp_path / "exported").state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in exported.items())
     assert (tmp_path / "again" / "modeling_detectors_cross_teaching.py").exists()
     torch.manual_seed(0)
     with torch.no_grad():
