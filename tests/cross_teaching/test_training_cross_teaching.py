@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import DetrConfig, ResNetConfig, TrainerCallback
 
 from hf_methods import CrossTeachingConfig, CrossTeachingModel, CrossTeachingTrainer, CrossTeachingTrainingArguments
 from hf_methods.cross_teaching import training_cross_teaching
@@ -201,6 +201,32 @@ def test_bfloat16_trains_with_losses_in_float32(scenes, tmp_path):
     trainer.train()
     after = trainer.model.students[0].detector.backbone.stem[0][0].weight
     assert after.dtype == torch.float32 and after.isfinite().all() and not torch.equal(before, after)
+
+
+def test_a_transformer_detector_trains_on_images_of_several_sizes(scenes, tmp_path):
+    pytest.importorskip("scipy", reason="transformers' matcher needs scipy")
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, out_features=["stage4"])
+    detector = DetrConfig(
+        backbone_config=backbone, use_timm_backbone=False, backbone=None, d_model=16, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_queries=10,
+        num_labels=5,
+    )  # fmt: skip
+    model = CrossTeachingModel(CrossTeachingConfig(detector=detector, score_threshold=0.0, burn_in_steps=1))
+    views = default_views(model)
+    assert views.keep_aspect and (views.image_size, views.max_image_size) == (800, 1333)
+    views = default_views(model, image_size=64, max_image_size=100, image_sizes=[48, 64])
+    args = CrossTeachingTrainingArguments(
+        output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=2, report_to="none", use_cpu=True,
+        disable_tqdm=True, save_strategy="no", logging_steps=1, learning_rate=1e-4,
+    )  # fmt: skip
+    trainer = CrossTeachingTrainer(model, args, *scenes, views=views)
+    batches = [
+        trainer.data_collator([trainer.train_dataset[2 * i], trainer.train_dataset[2 * i + 1]]) for i in range(4)
+    ]
+    assert any("pixel_mask" in batch["labeled"][0] for batch in batches)
+    trainer.train()
+    losses = [logs["loss_unsup_0"] for logs in trainer.state.log_history if "loss_unsup_0" in logs]
+    assert len(losses) == 3 and all(loss > 0 for loss in losses) and trainer.evaluate()["eval_images"] == 5
 
 
 def test_the_optimizer_decays_weights_and_neither_biases_nor_norms(scenes, tmp_path):
