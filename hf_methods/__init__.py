@@ -14,6 +14,16 @@ from hf_methods.cpe import (
     CPETrainingArguments,
     make_longtail_ssl_splits,
 )
+from hf_methods.cross_teaching import (
+    CrossTeachingConfig,
+    CrossTeachingModel,
+    CrossTeachingTrainer,
+    CrossTeachingTrainingArguments,
+    TorchvisionDetectorConfig,
+    TorchvisionDetectorForObjectDetection,
+    rectify,
+    weighted_boxes_fusion,
+)
 from hf_methods.mbf import MBFConfig, MBFDetector, generalized_gaussian_mbf, mbf
 from hf_methods.ortho_adam import OrthoAdam, ortho_adam_parameter_groups
 from hf_methods.softmax1 import (
@@ -58,6 +68,10 @@ __all__ = [
     "CPEForImageClassification",
     "CPETrainer",
     "CPETrainingArguments",
+    "CrossTeachingConfig",
+    "CrossTeachingModel",
+    "CrossTeachingTrainer",
+    "CrossTeachingTrainingArguments",
     "MBFConfig",
     "MBFDetector",
     "ModelReport",
@@ -72,6 +86,8 @@ __all__ = [
     "SubPTTrainer",
     "SubPTTrainingArguments",
     "SubspaceProjector",
+    "TorchvisionDetectorConfig",
+    "TorchvisionDetectorForObjectDetection",
     "compute_basis",
     "convert_to_softmax1",
     "generalized_gaussian_mbf",
@@ -80,7 +96,9 @@ __all__ = [
     "make_longtail_ssl_splits",
     "mbf",
     "ortho_adam_parameter_groups",
+    "rectify",
     "softmax1",
+    "weighted_boxes_fusion",
 ]
 
 

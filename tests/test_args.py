@@ -14,6 +14,8 @@ from transformers import TrainingArguments
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.cpe import CPETrainingArguments, recipe_cpe
+from hf_methods.cross_teaching.recipe_cross_teaching import DetectionDataArguments, DetectorArguments
+from hf_methods.cross_teaching.training_cross_teaching import CrossTeachingTrainingArguments
 from hf_methods.mbf import training_mbf as mbf
 from hf_methods.softmax1.training_softmax1 import DataArguments, ModelArguments, Softmax1TrainingArguments
 from hf_methods.subpt import SubPTTrainingArguments, recipe_subpt
@@ -147,6 +149,7 @@ def test_unknown_and_abbreviated_options_are_errors(argv):
 TYPES = {
     "softmax1": (ModelArguments, DataArguments, Softmax1TrainingArguments),
     "cpe": (recipe_cpe.ModelArguments, recipe_cpe.DataArguments, CPETrainingArguments),
+    "cross_teaching": (DetectorArguments, DetectionDataArguments, CrossTeachingTrainingArguments),
     "mbf": (mbf.ClassifierArguments, mbf.DataArguments, mbf.MBFTrainingArguments),
     "subpt": (recipe_subpt.ModelArguments, recipe_subpt.DataArguments, SubPTTrainingArguments),
 }

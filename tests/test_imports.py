@@ -114,6 +114,13 @@ def test_the_files_that_travel_are_known():
         "pipeline_cpe.py",
     }
     assert travelling_files(PACKAGE / "subpt") == {"configuration_subpt.py", "modeling_subpt.py"}
+    assert travelling_files(PACKAGE / "cross_teaching") == {
+        "configuration_cross_teaching.py",
+        "image_processing_cross_teaching.py",
+        "modeling_cross_teaching.py",
+        "modeling_detectors_cross_teaching.py",
+        "rectification_cross_teaching.py",
+    }
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} <= METHODS
 
 
@@ -165,7 +172,9 @@ def test_a_breach_in_a_staying_file_is_found(method, line):
     assert staying_errors(good + own + line, method)
 
 
-OPTIONAL = {"matplotlib", "gradio", "optimum", "scipy", "open_clip", "peft", "torchvision", "typer"}
+OPTIONAL = {
+    "matplotlib", "gradio", "optimum", "scipy", "open_clip", "peft", "typer", "torchmetrics", "pycocotools", "timm", "evaluate",
+}  # fmt: skip
 IMPORT_CODE = f"""
 import sys
 import torch

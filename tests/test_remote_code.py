@@ -134,7 +134,9 @@ def test_what_was_saved_without_the_package_still_carries_its_code(name, saved):
 @pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
 def test_the_code_of_a_committed_checkpoint_is_the_packages(folder):
     config = json.loads((folder / "config.json").read_text())
-    methods = {reference.partition(".")[0].rpartition("_")[2] for reference in config["auto_map"].values()}
+    stems = {reference.partition(".")[0] for reference in config["auto_map"].values()}
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    methods = {method for method in folders if all(stem.endswith(f"_{method}") for stem in stems)}
     assert len(methods) == 1
     code = {path.name: path.read_bytes() for path in folder.glob("*.py")}
     of_package = PACKAGE / methods.pop()

@@ -1,0 +1,28 @@
+# SPDX-FileCopyrightText: 2026 The hf_methods authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Cross Teaching: semi-supervised object detection by detectors that rectify each other's pseudo labels."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
+
+from hf_methods.cross_teaching.configuration_cross_teaching import CrossTeachingConfig, TorchvisionDetectorConfig
+from hf_methods.cross_teaching.image_processing_cross_teaching import DetectionImageProcessor
+from hf_methods.cross_teaching.modeling_cross_teaching import CrossTeachingModel, SeveralDetectors
+from hf_methods.cross_teaching.modeling_detectors_cross_teaching import TorchvisionDetectorForObjectDetection
+from hf_methods.cross_teaching.rectification_cross_teaching import rectify, weighted_boxes_fusion
+from hf_methods.cross_teaching.training_cross_teaching import CrossTeachingTrainer, CrossTeachingTrainingArguments
+
+
+AutoConfig.register(TorchvisionDetectorConfig.model_type, TorchvisionDetectorConfig, exist_ok=True)
+AutoConfig.register(CrossTeachingConfig.model_type, CrossTeachingConfig, exist_ok=True)
+AutoModelForObjectDetection.register(TorchvisionDetectorConfig, TorchvisionDetectorForObjectDetection, exist_ok=True)
+AutoModelForObjectDetection.register(CrossTeachingConfig, SeveralDetectors, exist_ok=True)
+AutoModel.register(CrossTeachingConfig, CrossTeachingModel, exist_ok=True)
+AutoImageProcessor.register(
+    TorchvisionDetectorConfig, image_processor_classes={"torchvision": DetectionImageProcessor}, exist_ok=True
+)
+for config_class in (TorchvisionDetectorConfig, CrossTeachingConfig):
+    config_class.register_for_auto_class()
+TorchvisionDetectorForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
+CrossTeachingModel.register_for_auto_class("AutoModel")
+DetectionImageProcessor.register_for_auto_class("AutoImageProcessor")

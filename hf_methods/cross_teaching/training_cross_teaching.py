@@ -1,0 +1,454 @@
+# SPDX-FileCopyrightText: 2026 The hf_methods authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The trainer of detectors that teach each other, its settings, and their evaluation."""
+
+import json
+import math
+import os
+import secrets
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
+
+from hf_methods.checkpoints import write_json
+from hf_methods.cross_teaching.configuration_cross_teaching import CrossTeachingConfig
+from hf_methods.cross_teaching.data_cross_teaching import MAX_HASHED_IMAGES, image_digests, label_names
+from hf_methods.cross_teaching.evaluation_cross_teaching import detect, detection_metrics
+from hf_methods.cross_teaching.modeling_cross_teaching import CrossTeachingModel, build_processor
+from hf_methods.cross_teaching.rectification_cross_teaching import weighted_boxes_fusion
+from hf_methods.cross_teaching.views_cross_teaching import (
+    DataCollatorForCrossTeaching,
+    SemiSupervisedDetectionDataset,
+    ViewSettings,
+)
+
+
+logger = logging.get_logger(__name__)
+
+RUN_FILE = "cross_teaching_run.json"
+FEW_PSEUDO_LABELS = 0.05
+
+
+@dataclass
+class CrossTeachingTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with SGD and the recipe of SSD300 on VOC (arXiv 2201.10734).
+
+    Changed defaults: optim "sgd" with `momentum` 0.9, learning_rate 1e-3, weight_decay 5e-4, no clipping of gradients, a
+    constant learning rate times 0.1 at `lr_milestones`, samples in their own order (they are random already). `max_steps`
+    must be given: ramp and burn-in are in steps.
+    """
+
+    optim: str = field(default="sgd", metadata={"help": "Optimizer; 'sgd' has `momentum`."})
+    momentum: float = field(default=0.9, metadata={"help": "Momentum of 'sgd'."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate."})
+    weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay, not of biases and norms."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients at this norm; 0: not."})
+    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Schedule without milestones."})
+    lr_milestones: list[int] = field(
+        default_factory=list, metadata={"help": "Steps at which the learning rate is divided by ten."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Batches have their own form."})
+    train_sampling_strategy: str = field(default="sequential", metadata={"help": "Must be 'sequential'."})
+    unlabeled_ratio: int = field(default=1, metadata={"help": "Unlabelled images for one labelled."})
+    measure_pseudo_labels: bool = field(
+        default=False, metadata={"help": "Log the precision of pseudo labels where unlabelled images have objects."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.train_sampling_strategy != "sequential":
+            raise ValueError(f"`train_sampling_strategy` must be 'sequential', got {self.train_sampling_strategy!r}.")
+        if self.unlabeled_ratio < 1:
+            raise ValueError(f"`unlabeled_ratio` must be at least 1, got {self.unlabeled_ratio}.")
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"{self.n_gpu} GPUs in one process (DataParallel) can't share these batches: use `accelerate launch`."
+            )
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.world_size:
+            raise ValueError(
+                f"{launched} processes were started, but Trainer sees {self.world_size}; give use_cpu=True."
+            )
+
+
+def ramp_weight(step: int, config: CrossTeachingConfig, max_steps: int) -> float:
+    """Weight of the unsupervised losses at a step, as a share of `config.unsup_weight`.
+
+    "ssd": exp(-5 (1 - t)^2) up, with t from 0 to 1 over `ramp_steps`, and exp(-12.5 t^2) down over the last
+    `ramp_down_steps`; exactly 0 at the ramp's first step.
+
+    Args:
+        step: steps done.
+        config: ramp, ramp_start, ramp_steps, ramp_down_steps.
+        max_steps: steps of the training.
+    """
+    if config.ramp == "none":
+        return 1.0
+    done = step - config.ramp_start
+    if done < config.ramp_steps:
+        share = max(0.0, done / config.ramp_steps)
+        if config.ramp == "linear" or share == 0:
+            return share
+        return math.exp(-5 * (1 - share) ** 2)
+    left = max_steps - step
+    if config.ramp == "ssd" and left < config.ramp_down_steps:
+        return math.exp(-12.5 * (1 - left / config.ramp_down_steps) ** 2)
+    return 1.0
+
+
+class TeacherCallback(TrainerCallback):
+    """Moves the teachers behind each step, and leaves out steps whose gradients are not finite."""
+
+    def __init__(self, trainer: "CrossTeachingTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0 and self.trainer.model.config.burn_in_steps == 0:
+            self.trainer.model.copy_to_teachers()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.step_was_skipped = False
+        if self.trainer.accelerator.scaler is not None:
+            return  # which skips such steps itself
+        gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
+        norms = torch._foreach_norm(gradients)
+        if not bool(torch.stack([norm.float() for norm in norms]).isfinite().all()):
+            self.trainer.skip_step()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        config = self.trainer.model.config
+        if self.trainer.step_was_skipped or self.trainer.accelerator.optimizer_step_was_skipped:
+            return
+        if config.burn_in_steps and state.global_step == config.burn_in_steps:
+            self.trainer.model.copy_to_teachers()
+        elif state.global_step % config.ema_interval == 0:
+            self.trainer.model.update_teachers()
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.trainer.is_world_process_zero():
+            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            if folder.is_dir():
+                write_json(folder / RUN_FILE, self.trainer.run_settings())
+
+
+class CrossTeachingTrainer(Trainer):
+    """`Trainer` for `CrossTeachingModel`: burn-in, ramp, EMA teachers, and evaluation of every detector.
+
+    Args:
+        model: a `CrossTeachingModel`.
+        args: `CrossTeachingTrainingArguments`.
+        labeled_dataset: a detection data set (`hf_methods.cross_teaching.data_cross_teaching`).
+        unlabeled_dataset: the like; its objects are not used. None for `arm="sup"`.
+        eval_dataset: a labelled detection data set.
+        views: how training views are made; default: squares of the detector's size with its normalisation.
+        kwargs: passed to `Trainer`.
+
+    Raises:
+        ValueError: another kind of model, data that does not fit the model or the arm, or steps that do not fit.
+    """
+
+    model: Any
+
+    def __init__(
+        self,
+        model: CrossTeachingModel,
+        args: CrossTeachingTrainingArguments,
+        labeled_dataset: Dataset,
+        unlabeled_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        views: ViewSettings | None = None,
+        **kwargs: Any,
+    ):
+        _check(model, args, labeled_dataset, unlabeled_dataset, eval_dataset)
+        config = model.config
+        self.views = views or default_views(model)
+        self.samples_per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        uses_unlabeled = config.arm != "sup"
+        train_dataset = SemiSupervisedDetectionDataset(
+            labeled=labeled_dataset,
+            unlabeled=unlabeled_dataset if uses_unlabeled else None,
+            num_samples=args.max_steps * self.samples_per_step,
+            num_detectors=config.num_detectors,
+            unlabeled_ratio=args.unlabeled_ratio,
+            shared_unlabeled=config.shared_unlabeled_batch,
+            views=self.views,
+            seed=args.seed,
+            with_truth=args.measure_pseudo_labels,
+        )
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,  # type: ignore[arg-type]
+            data_collator=DataCollatorForCrossTeaching(),
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False
+        self.step_was_skipped = False
+        self.num_skipped_steps = 0
+        self._last_logs: dict[str, Tensor] = {}
+        self._sums: dict[str, list[Tensor]] = {}
+        self.add_callback(TeacherCallback(self))
+        if config.num_detectors > 1:
+            model.warn_if_alike()
+
+    def run_settings(self) -> dict[str, Any]:
+        """What must be the same when a run goes on."""
+        data: SemiSupervisedDetectionDataset = self.train_dataset  # type: ignore[assignment]
+        return {
+            "seed": self.args.seed,
+            "max_steps": self.args.max_steps,
+            "samples_per_step": self.samples_per_step,
+            "unlabeled_ratio": data.unlabeled_ratio,
+            "num_labeled": len(data.labeled),
+            "num_unlabeled": 0 if data.unlabeled is None else len(data.unlabeled),
+        }
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """As `Trainer.train`.
+
+        Raises:
+            ValueError: the checkpoint is of another configuration, seed or data.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir or ".")
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} has no whole checkpoint to go on from.")
+        if resume_from_checkpoint:
+            self._check_checkpoint(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _check_checkpoint(self, folder: Path) -> None:
+        before = CrossTeachingConfig.from_pretrained(folder).to_dict()
+        now = self.model.config.to_dict()
+        if (folder / RUN_FILE).is_file():
+            before |= json.loads((folder / RUN_FILE).read_text("utf-8"))
+            now |= self.run_settings()
+        ignored = {"_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "use_cache"}
+        different = [key for key in sorted(now) if key not in ignored and before.get(key) != now[key]]
+        different = [key for key in different if key != "detector" or _differ(before[key], now[key])]
+        if different:
+            values = ", ".join(f"{key}: {before.get(key)!r} then, {now[key]!r} now" for key in different)
+            raise ValueError(f"{folder} is of another run ({values}). Set them back, or begin in another output_dir.")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Sum of the students' losses, from one forward pass."""
+        config, step = self.model.config, self.state.global_step
+        is_burn_in = step < config.burn_in_steps
+        weight = 0.0 if is_burn_in else config.unsup_weight * ramp_weight(step, config, self.args.max_steps)
+        unlabeled = None if is_burn_in or not inputs["unlabeled"] else inputs["unlabeled"]
+        outputs = model(labeled=inputs["labeled"], unlabeled=unlabeled, unsup_weight=weight)
+        self._last_logs = outputs.logs
+        for name, value in outputs.logs.items():
+            self._sums.setdefault(name, []).append(value.float())
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def floating_point_ops(self, inputs) -> int:
+        """Not counted: the estimate is for one model on tokens."""
+        return 0
+
+    def skip_step(self) -> None:
+        """Take this step's gradients away, and say which student's loss was not finite."""
+        self.step_was_skipped = True
+        self.num_skipped_steps += 1
+        losses = {name: value for name, value in self._last_logs.items() if name.startswith("loss_")}
+        bad = [name for name, value in losses.items() if not bool(value.isfinite())]
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        logger.warning(
+            f"step {self.state.global_step}: gradients are not finite ({', '.join(bad) or 'the losses are'}); the step is "
+            f"left out ({self.num_skipped_steps} so far)."
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `Trainer.log`, with the means of the students' figures since the last time."""
+        if "loss" in logs and self._sums:
+            means = {name: torch.stack(values).nanmean().item() for name, values in self._sums.items()}
+            self._sums.clear()
+            logs |= {name: value for name, value in means.items() if math.isfinite(value)}
+            few = [name for name, value in means.items() if name.startswith("pseudo_") and value < FEW_PSEUDO_LABELS]
+            if few:
+                logger.warning_once(
+                    f"fewer than {FEW_PSEUDO_LABELS} pseudo labels an image ({', '.join(few)}): a longer burn-in or a "
+                    "lower `score_threshold` may help."
+                )
+            logs["skipped_steps"] = self.num_skipped_steps
+            if self.train_dataset.num_unreadable:  # type: ignore[union-attr]
+                logs["unreadable_images"] = self.train_dataset.num_unreadable  # type: ignore[union-attr]
+        super().log(logs, start_time)
+
+    def create_optimizer(self, model=None):
+        """One optimizer; for each student a group with weight decay and one without."""
+        if self.optimizer is None and self.args.optim == "sgd":
+            decayed = set(self.get_decay_parameter_names(self.model))
+            groups = []
+            for number, student in enumerate(self.model.students):
+                for decay in (True, False):
+                    parameters = [
+                        parameter
+                        for name, parameter in student.named_parameters()
+                        if parameter.requires_grad and (f"students.{number}.{name}" in decayed) == decay
+                    ]
+                    groups.append({"params": parameters, "weight_decay": self.args.weight_decay * decay})
+            groups = [group for group in groups if group["params"]]
+            momentum = self.args.momentum  # type: ignore[attr-defined]
+            self.optimizer = torch.optim.SGD(groups, lr=self.args.learning_rate, momentum=momentum)
+        return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """Warm-up, then a tenth at each of `lr_milestones`; without these as `Trainer`."""
+        milestones = self.args.lr_milestones  # type: ignore[attr-defined]
+        if self.lr_scheduler is None and milestones:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+
+            def factor(step: int) -> float:
+                return min(1.0, (step + 1) / max(1, warmup)) * 0.1 ** sum(step >= at for at in milestones)
+
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `Trainer.save_model`, but broken off it leaves each file of the folder as it was, not half written."""
+        if _internal_call or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir or ".")
+            aside = folder / f".{secrets.token_hex(4)}"
+            try:
+                self._save(str(aside))
+                for path in aside.iterdir():
+                    os.replace(path, folder / path.name)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Mean average precision of each student, each teacher and the teachers' ensemble.
+
+        Of each: `map` and `map_50` (COCO, 101 points, torchmetrics) and `voc07_ap50` (11 points); and `map_50_mean`, the
+        mean of the students. Processes share the images, each of which counts once.
+
+        Raises:
+            ValueError: no data set.
+        """
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("`evaluate` needs an `eval_dataset`.")
+        model = self.model
+        indices = list(range(self.args.process_index, len(dataset), self.args.world_size))
+        named = {f"student_{i}": student for i, student in enumerate(model.students)}
+        named |= {f"teacher_{i}": teacher for i, teacher in enumerate(model.teachers)}
+        detections, truths, num_bad = detect(
+            named, dataset.select(indices), self.views, self.args.eval_batch_size, self.args.device
+        )
+        if self.args.world_size > 1:
+            detections = {name: gather_object(rows) for name, rows in detections.items()}
+            truths, num_bad = gather_object(truths), sum(gather_object([num_bad]))
+        teachers = [detections[name] for name in detections if name.startswith("teacher")]
+        detections["ensemble"] = weighted_boxes_fusion(teachers)
+        metrics: dict[str, float] = {}
+        for name, rows in detections.items():
+            for key, value in detection_metrics(rows, truths, len(label_names(dataset))).items():
+                metrics[f"{metric_key_prefix}_{name}_{key}"] = value
+        of_students = [metrics[f"{metric_key_prefix}_student_{i}_map_50"] for i in range(len(model.students))]
+        metrics[f"{metric_key_prefix}_map_50_mean"] = float(np.mean(of_students))
+        metrics[f"{metric_key_prefix}_images"] = len(truths)
+        if num_bad:
+            metrics[f"{metric_key_prefix}_unreadable_images"] = num_bad
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> str | None:
+    """The last checkpoint in a folder that was written to its end, if any: `Trainer` writes its state last."""
+    folders = Path(output_dir).glob("checkpoint-*") if Path(output_dir).is_dir() else []
+    whole = [
+        folder
+        for folder in folders
+        if folder.name.rpartition("-")[2].isdigit() and _is_json(folder / "trainer_state.json")
+    ]
+    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def default_views(model: CrossTeachingModel, **options: Any) -> ViewSettings:
+    """Views of the size and normalisation of the model's detectors.
+
+    Args:
+        model: the model.
+        options: fields of `ViewSettings` in place of these.
+    """
+    processor = build_processor(model.config.detector)  # type: ignore[arg-type]
+    size = processor.size
+    side = size["height"] if "height" in size else size["shortest_edge"]
+    found = {"image_size": side, "mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
+    if not processor.do_normalize:
+        found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    if "height" not in size:
+        found |= {"keep_aspect": True, "max_image_size": size["longest_edge"]}
+    return ViewSettings(**{**found, **options})
+
+
+def _differ(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    keys = (before.keys() | now.keys()) - {
+        "_name_or_path",
+        "transformers_version",
+        "architectures",
+        "auto_map",
+        "dtype",
+    }
+    return any(before.get(key) != now.get(key) for key in keys)
+
+
+def _check(
+    model: PreTrainedModel, args, labeled: Dataset, unlabeled: Dataset | None, evaluated: Dataset | None
+) -> None:
+    if not isinstance(model, CrossTeachingModel):
+        raise TypeError(
+            f"`model` must be a CrossTeachingModel, got {type(model).__name__}; see CrossTeachingModel.from_detectors."
+        )
+    config = model.config
+    if args.max_steps < 1:
+        raise ValueError("`max_steps` must be given: burn-in, ramp and the order of samples are in steps.")
+    if config.arm != "sup" and args.max_steps <= config.burn_in_steps:
+        raise ValueError(
+            f"`max_steps` must be above `burn_in_steps`, got {args.max_steps} and {config.burn_in_steps}; to train on "
+            "labelled images only use arm='sup'."
+        )
+    if config.arm != "sup" and unlabeled is None:
+        raise ValueError(f"arm={config.arm!r} needs an `unlabeled_dataset`; use arm='sup' without.")
+    if config.arm in ("ct", "mutual") and config.num_detectors == 1:
+        logger.warning(f"arm={config.arm!r} with one detector is arm='self': it has no peer.")
+    names = [name for _, name in sorted((config.id2label or {}).items())]
+    for kind, dataset in (("labeled_dataset", labeled), ("eval_dataset", evaluated)):
+        if dataset is None:
+            continue
+        if not len(dataset) or not any(dataset["is_labeled"]):
+            raise ValueError(f"`{kind}` has no labelled image.")
+        found = label_names(dataset)
+        generic = all(name.startswith("LABEL_") for name in names)
+        if len(found) != len(names) or not generic and found != names:
+            raise ValueError(
+                f"`{kind}` has the labels {', '.join(found[:10])}, but the model has {', '.join(names[:10])}. Give the "
+                "detector's configuration the data set's `id2label`."
+            )
+    is_small = unlabeled is not None and evaluated is not None and len(unlabeled) + len(evaluated) <= MAX_HASHED_IMAGES
+    if is_small and (same := len(image_digests(unlabeled) & image_digests(evaluated))):  # type: ignore[arg-type]
+        logger.warning(f"{same} images of `unlabeled_dataset` are in `eval_dataset` too: its figures are too good.")

@@ -1,0 +1,434 @@
+# SPDX-FileCopyrightText: 2026 The hf_methods authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Burn-in, ramp and teachers step by step, exact resume, evaluation, and the recipe in two processes."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import DetrConfig, ResNetConfig, TrainerCallback
+
+from hf_methods import CrossTeachingConfig, CrossTeachingModel, CrossTeachingTrainer, CrossTeachingTrainingArguments
+from hf_methods.cross_teaching import training_cross_teaching
+from hf_methods.cross_teaching.data_cross_teaching import drop_labels, make_digit_scenes
+from hf_methods.cross_teaching.evaluation_cross_teaching import detect, detection_metrics
+from hf_methods.cross_teaching.recipe_cross_teaching import DetectionDataArguments, load_data
+from hf_methods.cross_teaching.training_cross_teaching import default_views, last_whole_checkpoint, ramp_weight
+
+
+ROOT = Path(__file__).parents[2]
+DETECTOR = {"model_type": "cross_teaching_detector", "architecture": "ssd_tiny", "num_labels": 5}
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return make_digit_scenes("labeled", 6), make_digit_scenes("unlabeled", 5), make_digit_scenes("test", 5)
+
+
+def make_model(**options):
+    options = {"score_threshold": 0.25, "ramp": "none", "ema_interval": 1, "burn_in_steps": 2, **options}
+    return CrossTeachingModel(CrossTeachingConfig(detector=dict(DETECTOR), **options))
+
+
+def make_trainer(folder, scenes, model=None, **options):
+    model = model or make_model()
+    settings = {
+        "max_steps": 6, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "report_to": "none",
+        "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, **options,
+    }  # fmt: skip
+    args = CrossTeachingTrainingArguments(output_dir=str(folder), **settings)
+    views = default_views(model, flip=0.0, translation=0.1, strong="light")
+    return CrossTeachingTrainer(model, args, *scenes, views=views)
+
+
+def test_the_ramp_is_the_published_one():
+    config = CrossTeachingConfig(detector=dict(DETECTOR))
+    assert config.ramp == "ssd"
+    expected = {
+        0: 0,
+        12_000: 0.1418,
+        16_000: 0.2865,
+        24_000: 0.7316,
+        32_000: 1,
+        100_000: 1,
+        110_000: 0.0439,
+        120_000: 0,
+    }
+    for step, weight in expected.items():
+        assert ramp_weight(step, config, 120_000) == pytest.approx(weight, abs=5e-5)
+    linear = CrossTeachingConfig(detector=dict(DETECTOR), ramp="linear", ramp_start=10, ramp_steps=20)
+    assert [ramp_weight(step, linear, 100) for step in (0, 10, 15, 30, 99)] == [0, 0, 0.25, 1, 1]
+    assert ramp_weight(0, CrossTeachingConfig(detector=dict(DETECTOR), ramp="none"), 100) == 1
+
+
+@pytest.mark.parametrize(
+    ("optim", "steps"), [("sgd", (1, 2)), ("adamw_torch", (4,))]
+)  # in burn-in, its end, behind it
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(optim, steps, scenes, tmp_path):
+    whole = make_trainer(tmp_path, scenes, save_strategy="steps", save_steps=1, optim=optim)
+    whole.train()
+    state = whole.model.state_dict()
+    for step in steps:
+        resumed = make_trainer(tmp_path, scenes, optim=optim)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        halfway = load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors")
+        assert all(torch.equal(value, state[name]) for name, value in resumed.model.state_dict().items())
+        for group in ("students", "teachers"):
+            name = f"{group}.0.detector.backbone.stem.0.0.weight"
+            assert not torch.equal(halfway[name], state[name])
+
+
+def test_a_run_of_another_configuration_seed_or_data_does_not_go_on(scenes, tmp_path):
+    make_trainer(tmp_path, scenes, max_steps=3, save_strategy="steps", save_steps=3).train()
+    checkpoint = str(tmp_path / "checkpoint-3")
+    others = {
+        "seed: 42 then, 1 now": dict(seed=1, max_steps=3),
+        "max_steps: 3 then, 6 now": dict(),
+        "samples_per_step: 2 then, 4 now": dict(per_device_train_batch_size=4, max_steps=3),
+        "rule: 'crossrectify_voc' then, 'ct_v1' now": dict(model=make_model(rule="ct_v1"), max_steps=3),
+        "num_detectors: 2 then, 3 now": dict(model=make_model(num_detectors=3), max_steps=3),
+    }
+    for message, options in others.items():
+        with pytest.raises(ValueError, match=message):
+            make_trainer(tmp_path, scenes, **options).train(resume_from_checkpoint=checkpoint)
+
+
+class Recorder(TrainerCallback):
+    def __init__(self, trainer):
+        self.trainer, self.equal, self.logs = trainer, [], []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        students, teachers = (
+            list(group.parameters()) for group in (self.trainer.model.students, self.trainer.model.teachers)
+        )
+        self.equal.append(all(torch.equal(a, b) for a, b in zip(students, teachers)))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))
+
+
+def test_pseudo_labels_begin_behind_the_burn_in_with_teachers_that_are_copies(scenes, tmp_path):
+    trainer = make_trainer(tmp_path, scenes, measure_pseudo_labels=True)
+    recorder = Recorder(trainer)
+    trainer.add_callback(recorder)
+    trainer.train()
+    assert recorder.equal == [False, True, False, False, False, False]
+    steps = [logs for logs in recorder.logs if "loss" in logs]
+    assert ["loss_unsup_0" in logs for logs in steps] == [False, False, True, True, True, True]
+    assert all({"pseudo_1", "loss_sup_1", "precision_own_0"} <= logs.keys() for logs in steps[2:])
+    assert all(math.isfinite(value) for logs in steps for value in logs.values())
+
+
+def test_teachers_move_once_an_optimizer_step_and_at_the_interval(scenes, tmp_path, monkeypatch):
+    for options, interval, expected in ((dict(gradient_accumulation_steps=2), 1, 6), ({}, 3, 2)):
+        trainer = make_trainer(tmp_path, scenes, make_model(ema_interval=interval, burn_in_steps=0), **options)
+        moves = []
+        monkeypatch.setattr(trainer.model, "update_teachers", lambda decay=None, moves=moves: moves.append(decay))
+        trainer.train()
+        assert moves[0] == 0.0 and moves[1:] == [None] * expected  # copies first
+
+
+def test_a_step_without_finite_gradients_changes_nothing_and_is_named(scenes, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, scenes, max_steps=3)
+    forward, warned, states = trainer.model.forward, [], []
+
+    def broken(**inputs):
+        output = forward(**inputs)
+        states.append({name: value.clone() for name, value in trainer.model.named_parameters()})
+        if len(states) == 2:
+            output.logs["loss_sup_1"] = output.logs["loss_sup_1"] * math.nan
+            output.loss = output.loss * math.nan
+        return output
+
+    monkeypatch.setattr(trainer.model, "forward", broken)
+    monkeypatch.setattr(training_cross_teaching.logger, "warning", warned.append)
+    trainer.train()
+    assert all(torch.equal(value, states[2][name]) for name, value in states[1].items())
+    assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert trainer.num_skipped_steps == 1 and "step 1: gradients are not finite (loss_sup_1)" in " ".join(warned)
+    assert all(value.isfinite().all() for value in trainer.model.parameters())
+
+
+def test_evaluation_counts_every_image_once_and_names_every_detector(scenes, tmp_path):
+    trainer = make_trainer(tmp_path, scenes)
+    metrics = trainer.evaluate()
+    assert metrics["eval_images"] == 5
+    for name in ("student_0", "student_1", "teacher_0", "teacher_1", "ensemble"):
+        assert all(0 <= metrics[f"eval_{name}_{key}"] <= 1 for key in ("map", "map_50", "map_75", "voc07_ap50"))
+    students = [metrics[f"eval_student_{i}_map_50"] for i in (0, 1)]
+    assert metrics["eval_map_50_mean"] == pytest.approx(sum(students) / 2)
+
+
+def test_detections_of_the_truth_have_a_perfect_score(scenes):
+    model = make_model()
+    _, truths, num_bad = detect({"a": model.students[0]}, scenes[2], default_views(model), 2)
+    found = [{**truth, "scores": torch.ones(len(truth["labels"]))} for truth in truths]
+    assert num_bad == 0 and detection_metrics(found, truths, 5) == dict(map=1, map_50=1, map_75=1, voc07_ap50=1)
+    nothing = [{"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.long)}]
+    assert detection_metrics(nothing * 5, truths, 5)["map"] == 0
+    empty = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "ignore": torch.zeros(0).bool()}]
+    assert detection_metrics(nothing, empty, 5)["voc07_ap50"] == 0
+
+
+def test_unreadable_images_of_the_evaluation_are_counted(scenes, tmp_path):
+    rows = scenes[2].to_list()
+    rows[2]["image"] = {"bytes": b"broken", "path": "broken.png"}
+    broken = type(scenes[2]).from_list(rows, features=scenes[2].features)
+    metrics = make_trainer(tmp_path, (*scenes[:2], broken)).evaluate()
+    assert metrics["eval_images"] == 4 and metrics["eval_unreadable_images"] == 1
+
+
+def test_unreadable_images_of_the_training_are_counted_in_the_log(scenes, tmp_path):
+    rows = scenes[1].to_list()
+    rows[2]["image"] = {"bytes": b"broken", "path": "broken.png"}
+    broken = type(scenes[1]).from_list(rows, features=scenes[1].features)
+    trainer = make_trainer(tmp_path, (scenes[0], broken, scenes[2]))
+    trainer.train()
+    assert max(logs.get("unreadable_images", 0) for logs in trainer.state.log_history) > 0
+
+
+def test_bfloat16_trains_with_losses_in_float32(scenes, tmp_path):
+    trainer = make_trainer(tmp_path, scenes, max_steps=3, bf16=True)
+    before = trainer.model.students[0].detector.backbone.stem[0][0].weight.detach().clone()
+    trainer.train()
+    after = trainer.model.students[0].detector.backbone.stem[0][0].weight
+    assert after.dtype == torch.float32 and after.isfinite().all() and not torch.equal(before, after)
+
+
+def test_a_transformer_detector_trains_on_images_of_several_sizes(scenes, tmp_path):
+    pytest.importorskip("scipy", reason="transformers' matcher needs scipy")
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, out_features=["stage4"])
+    detector = DetrConfig(
+        backbone_config=backbone, use_timm_backbone=False, backbone=None, d_model=16, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_queries=10,
+        num_labels=5,
+    )  # fmt: skip
+    model = CrossTeachingModel(CrossTeachingConfig(detector=detector, score_threshold=0.0, burn_in_steps=1))
+    views = default_views(model)
+    assert views.keep_aspect and (views.image_size, views.max_image_size) == (800, 1333)
+    views = default_views(model, image_size=64, max_image_size=100, image_sizes=[48, 64])
+    args = CrossTeachingTrainingArguments(
+        output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=2, report_to="none", use_cpu=True,
+        disable_tqdm=True, save_strategy="no", logging_steps=1, learning_rate=1e-4,
+    )  # fmt: skip
+    trainer = CrossTeachingTrainer(model, args, *scenes, views=views)
+    batches = [
+        trainer.data_collator([trainer.train_dataset[2 * i], trainer.train_dataset[2 * i + 1]]) for i in range(4)
+    ]
+    assert any("pixel_mask" in batch["labeled"][0] for batch in batches)
+    trainer.train()
+    losses = [logs["loss_unsup_0"] for logs in trainer.state.log_history if "loss_unsup_0" in logs]
+    assert len(losses) == 3 and all(loss > 0 for loss in losses) and trainer.evaluate()["eval_images"] == 5
+
+
+def test_the_optimizer_decays_weights_and_neither_biases_nor_norms(scenes, tmp_path):
+    trainer = make_trainer(tmp_path, scenes, lr_milestones=[2, 4], learning_rate=0.1)
+    trainer.create_optimizer_and_scheduler(6)
+    groups = trainer.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [5e-4, 0.0] * 2 and groups[0]["momentum"] == 0.9
+    assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in trainer.model.students.parameters()}
+    rates = []
+    for _ in range(6):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_saving_that_is_broken_off_leaves_the_old_model(scenes, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, scenes)
+    trainer.save_model()
+    before = (tmp_path / "model.safetensors").read_bytes()
+    trainer.model.update_teachers(0.5)
+
+    def broken_off(folder, *args, **kwargs):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "model.safetensors").write_bytes(b"half")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_save", broken_off)
+        with pytest.raises(OSError, match="disk full"):
+            trainer.save_model()
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    trainer.save_model()
+    assert CrossTeachingModel.from_pretrained(tmp_path).config.num_detectors == 2
+
+
+def test_a_checkpoint_without_its_last_file_is_passed_over(tmp_path):
+    assert last_whole_checkpoint(tmp_path) is None and last_whole_checkpoint(tmp_path / "nowhere") is None
+    for step, text in ((5, "{}"), (10, "{}"), (15, '{"half'), (20, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if text is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(max_steps=-1), "`max_steps` must be given"),
+        (dict(max_steps=2), "`max_steps` must be above `burn_in_steps`, got 2 and 2"),
+        (dict(model=None), "must be a CrossTeachingModel, got NoneType"),
+        (dict(train_sampling_strategy="random"), "`train_sampling_strategy` must be 'sequential', got 'random'"),
+        (dict(unlabeled_ratio=0), "`unlabeled_ratio` must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(change, message, scenes, tmp_path):
+    model = change.pop("model", make_model())
+    settings = {"max_steps": 6, "use_cpu": True, "report_to": "none", **change}
+    with pytest.raises((ValueError, TypeError), match=message):
+        CrossTeachingTrainer(model, CrossTeachingTrainingArguments(output_dir=str(tmp_path), **settings), *scenes)
+
+
+def test_data_that_does_not_fit_is_refused(scenes, tmp_path):
+    labeled, unlabeled, evaluated = scenes
+    with pytest.raises(ValueError, match="arm='ct' needs an `unlabeled_dataset`; use arm='sup'"):
+        make_trainer(tmp_path, (labeled, None, evaluated))
+    with pytest.raises(ValueError, match="`labeled_dataset` has no labelled image"):
+        make_trainer(tmp_path, (drop_labels(labeled), unlabeled, evaluated))
+    with pytest.raises(ValueError, match="`eval_dataset` has the labels 0, 1, but the model has LABEL_0"):
+        make_trainer(tmp_path, (labeled, unlabeled, make_digit_scenes("test", 2, num_labels=2)))
+    named = CrossTeachingModel(
+        CrossTeachingConfig(
+            detector={**DETECTOR, "id2label": dict(enumerate("abcde")), "label2id": {}}, burn_in_steps=1
+        )
+    )
+    with pytest.raises(ValueError, match="the labels 0, 1, 2, 3, 4, but the model has a, b, c, d, e"):
+        make_trainer(tmp_path, scenes, named)
+    assert make_trainer(tmp_path, (labeled, None, evaluated), make_model(arm="sup")).train_dataset.unlabeled is None
+
+
+def test_what_is_odd_but_possible_is_warned_of(scenes, tmp_path, monkeypatch):
+    warned = []
+    monkeypatch.setattr(training_cross_teaching.logger, "warning", warned.append)
+    make_trainer(tmp_path, (scenes[0], scenes[2], scenes[2]))
+    make_trainer(tmp_path, scenes, make_model(num_detectors=1))
+    assert "5 images of `unlabeled_dataset` are in `eval_dataset` too" in warned[0]
+    assert "arm='ct' with one detector is arm='self'" in warned[1] and len(warned) == 2
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(CrossTeachingTrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match="2 GPUs in one process .*accelerate launch"):
+        CrossTeachingTrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(data_format="yolo"), "`data_format` must be one of scenes, imagefolder, coco, voc, got 'yolo'"),
+        (dict(data_format="voc"), "`labeled` and `evaluation` must be given"),
+        (dict(data_format="coco", labeled="a", evaluation="b"), "`labeled_images` and `evaluation_images`"),
+        (dict(data_format="scenes", num_scenes=[1, 2]), r"three positive numbers, got \[1, 2\]"),
+    ],
+)
+def test_bad_data_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DetectionDataArguments(**options)
+
+
+def test_the_recipes_data_of_a_folder_split_by_percent(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        lines = []
+        for row in make_digit_scenes("labeled" if name == "train" else "test", 10):
+            (tmp_path / name / f"{row['image_id']}.png").write_bytes(row["image"]["bytes"])
+            objects = {"bbox": row["objects"]["bbox"], "category": [str(x) for x in row["objects"]["category"]]}
+            lines.append(json.dumps({"file_name": f"{row['image_id']}.png", "objects": objects}))
+        (tmp_path / name / "metadata.jsonl").write_text("\n".join(lines))
+    common = dict(data_format="imagefolder", labeled=str(tmp_path / "train"), evaluation=str(tmp_path / "test"))
+    labeled, unlabeled, evaluated, notes = load_data(DetectionDataArguments(**common, labeled_percent=30))
+    assert (len(labeled), len(unlabeled), len(evaluated)) == (3, 7, 10) and len(notes["labeled_indices"]) == 3
+    _, unlabeled, _, _ = load_data(DetectionDataArguments(**common, unlabeled=str(tmp_path / "test")))
+    assert len(unlabeled) == 10 and not any(unlabeled["is_labeled"])
+    assert load_data(DetectionDataArguments(**common))[1] is None
+
+
+def train_one_step(folder):
+    """One process of two: gradients of DDP on its own batch, where rank 1 has no pseudo label and no object."""
+    rank = torch.distributed.get_rank()
+    for mode in ("anchor", "box"):
+        model = ddp_model(mode)
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        wrapped(**ddp_batch(rank)).loss.backward()
+        torch.save(torch.cat([p.grad.flatten() for p in model.students.parameters()]), f"{folder}/{mode}-{rank}.pt")
+
+
+def ddp_model(mode):
+    model = make_model(mode=mode, burn_in_steps=0, score_threshold=0.3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "classification_head" in name and name.endswith("weight"):
+                parameter.mul_(100)
+    return model.train()
+
+
+def ddp_batch(rank):
+    generator = torch.Generator().manual_seed(rank)
+    images = torch.randn(2, 3, 64, 64, generator=generator) * (1 - rank)  # rank 1 sees nothing
+    boxes, labels = torch.full((1, 4), 0.5)[rank:], torch.tensor([1])[rank:]
+    labeled = {"pixel_values": images, "labels": [{"class_labels": labels, "boxes": boxes}] * 2}
+    identity = torch.tensor([[1.0, 0, 1, 0]] * 2)
+    unlabeled = {"weak": images, "strong": images, "weak_to_strong": identity}
+    return {"labeled": [labeled] * 2, "unlabeled": [unlabeled] * 2, "unsup_weight": 1.0}
+
+
+SCRIPT = """
+import runpy, sys
+folder, tests = sys.argv[1:3]
+sys.argv = ["training/cross_teaching/train.py", *sys.argv[3:]]
+runpy.run_path(sys.argv[0], run_name="__main__")
+sys.path.insert(0, tests)
+from test_training_cross_teaching import train_one_step
+train_one_step(folder)  # in the process group that is there
+"""
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder of the recipe run in two processes, each of which then takes one step in both modes."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    command += ["--config_file", "training/accelerate/cpu_2.yaml", str(folder / "script.py")]
+    command += [str(folder), str(Path(__file__).parent), "--config", "training/cross_teaching/smoke.yaml"]
+    command += ["--output_dir", str(folder / "run"), "--use_cpu", "true", "--per_device_train_batch_size", "1"]
+    command += ["--save_strategy", "steps", "--save_steps", "1"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder
+
+
+def test_the_recipe_runs_in_two_processes_and_evaluates_each_image_once(two_processes):
+    run = two_processes / "run"
+    results = json.loads((run / "results.json").read_text())
+    assert results["metrics"]["eval_images"] == 5  # uneven, and each once
+    assert results["settings"]["samples_per_step"] == 2
+    assert set(results["data"]) == {"labeled", "unlabeled", "evaluation"}
+    shutil.rmtree(run / "checkpoint-2")
+    assert last_whole_checkpoint(run).endswith("checkpoint-1")
+
+
+@pytest.mark.parametrize("mode", ["anchor", "box"])
+def test_two_processes_have_the_mean_gradient_also_where_one_has_nothing_to_learn(mode, two_processes):
+    found = [torch.load(two_processes / f"{mode}-{rank}.pt") for rank in (0, 1)]
+    own = []
+    for rank in (0, 1):
+        model = ddp_model(mode)
+        output = model(**ddp_batch(rank))
+        assert (output.logs["pseudo_0"] > 0) == (rank == 0)
+        output.loss.backward()
+        own.append(torch.cat([p.grad.flatten() for p in model.students.parameters()]))
+    assert torch.equal(*found) and not torch.allclose(*own)
+    torch.testing.assert_close(found[0], (own[0] + own[1]) / 2, rtol=1e-4, atol=1e-5)
