@@ -7,18 +7,10 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from hf_methods.cpe import (
-    CPEConfig,
-    CPEForImageClassification,
-    CPETrainer,
-    CPETrainingArguments,
-    make_longtail_ssl_splits,
-)
+from hf_methods.cpe import CPEConfig, CPEForImageClassification, make_longtail_ssl_splits
 from hf_methods.cross_teaching import (
     CrossTeachingConfig,
     CrossTeachingModel,
-    CrossTeachingTrainer,
-    CrossTeachingTrainingArguments,
     TorchvisionDetectorConfig,
     TorchvisionDetectorForObjectDetection,
     rectify,
@@ -41,6 +33,8 @@ from hf_methods.softmax1 import (
 
 
 if TYPE_CHECKING:
+    from hf_methods.cpe.training_cpe import CPETrainer, CPETrainingArguments
+    from hf_methods.cross_teaching.training_cross_teaching import CrossTeachingTrainer, CrossTeachingTrainingArguments
     from hf_methods.subpt import (
         AutoPromptModel,
         PromptedImageClassifier,
@@ -52,9 +46,13 @@ if TYPE_CHECKING:
     )
 
 __version__ = version("hf_methods")
-# Imported when first used: `hf_methods.subpt` imports PEFT, and registers its adapters and its Auto class.
+# Imported when first used: transformers' Trainer and PEFT import much. `hf_methods.subpt` registers its adapters then.
 _LAZY = {
     "AutoPromptModel": "hf_methods.subpt",
+    "CPETrainer": "hf_methods.cpe.training_cpe",
+    "CPETrainingArguments": "hf_methods.cpe.training_cpe",
+    "CrossTeachingTrainer": "hf_methods.cross_teaching.training_cross_teaching",
+    "CrossTeachingTrainingArguments": "hf_methods.cross_teaching.training_cross_teaching",
     "PromptedImageClassifier": "hf_methods.subpt",
     "SubPTConfig": "hf_methods.subpt",
     "SubPTTrainer": "hf_methods.subpt",

@@ -3,6 +3,9 @@
 
 """Complementary experts for long-tailed semi-supervised image classification."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -13,7 +16,10 @@ from hf_methods.cpe.image_processing_cpe import CPEImageProcessor, CPEImageProce
 from hf_methods.cpe.modeling_cpe import CPEForImageClassification, CPEModel
 from hf_methods.cpe.normalization_cpe import ClasswiseBatchNorm
 from hf_methods.cpe.pipeline_cpe import TASK, CPEImageClassificationPipeline
-from hf_methods.cpe.training_cpe import CPETrainer, CPETrainingArguments
+
+
+if TYPE_CHECKING:
+    from hf_methods.cpe.training_cpe import CPETrainer, CPETrainingArguments
 
 
 AutoConfig.register(CPEConfig.model_type, CPEConfig, exist_ok=True)
@@ -33,3 +39,9 @@ if TASK not in PIPELINE_REGISTRY.get_supported_tasks():  # a second registration
     PIPELINE_REGISTRY.register_pipeline(
         TASK, pipeline_class=CPEImageClassificationPipeline, pt_model=AutoModelForImageClassification, type="image"
     )
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("CPETrainer", "CPETrainingArguments"):  # transformers' Trainer imports much, PEFT among it
+        return getattr(import_module("hf_methods.cpe.training_cpe"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

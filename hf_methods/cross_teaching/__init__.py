@@ -3,6 +3,9 @@
 
 """Cross Teaching: semi-supervised object detection by detectors that rectify each other's pseudo labels."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
 
 from hf_methods.cross_teaching.configuration_cross_teaching import CrossTeachingConfig, TorchvisionDetectorConfig
@@ -10,7 +13,10 @@ from hf_methods.cross_teaching.image_processing_cross_teaching import DetectionI
 from hf_methods.cross_teaching.modeling_cross_teaching import CrossTeachingModel, SeveralDetectors
 from hf_methods.cross_teaching.modeling_detectors_cross_teaching import TorchvisionDetectorForObjectDetection
 from hf_methods.cross_teaching.rectification_cross_teaching import rectify, weighted_boxes_fusion
-from hf_methods.cross_teaching.training_cross_teaching import CrossTeachingTrainer, CrossTeachingTrainingArguments
+
+
+if TYPE_CHECKING:
+    from hf_methods.cross_teaching.training_cross_teaching import CrossTeachingTrainer, CrossTeachingTrainingArguments
 
 
 AutoConfig.register(TorchvisionDetectorConfig.model_type, TorchvisionDetectorConfig, exist_ok=True)
@@ -26,3 +32,12 @@ for config_class in (TorchvisionDetectorConfig, CrossTeachingConfig):
 TorchvisionDetectorForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
 CrossTeachingModel.register_for_auto_class("AutoModel")
 DetectionImageProcessor.register_for_auto_class("AutoImageProcessor")
+
+
+def __getattr__(name: str) -> Any:
+    if name in (
+        "CrossTeachingTrainer",
+        "CrossTeachingTrainingArguments",
+    ):  # transformers' Trainer imports much, PEFT among it
+        return getattr(import_module("hf_methods.cross_teaching.training_cross_teaching"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
