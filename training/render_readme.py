@@ -64,7 +64,11 @@ def render_arms(summary: dict[str, dict[str, list[float]]]) -> str:
 
 
 def _mean_and_sd(value: list[float] | None, factor: int, digits: int) -> str:
-    return "" if value is None else f"{factor * value[0]:.{digits}f} ± {factor * (value[1] or 0):.{digits}f}"
+    return (
+        ""
+        if value is None
+        else f"{factor * value[0]:.{digits}f}" + ("" if value[1] is None else f" ± {factor * value[1]:.{digits}f}")
+    )
 
 
 def render_ratios(settings: dict[str, dict[str, dict[str, float]]]) -> str:

@@ -33,7 +33,7 @@ FIGURES = {
 CAPTION = (
     "Digits of MNIST: 184 labels, 60 of the most and 2 of the least frequent class, and 928 unlabelled images that are "
     "distributed the other way round. Accuracy on 1000 test images in %. The networks that are trained now stop early; "
-    "the columns behind them are the three seeds of the committed checkpoint's results.json."
+    "the columns behind them are the figures of the committed checkpoint's results.json."
 )
 
 
