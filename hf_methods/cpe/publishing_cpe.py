@@ -12,7 +12,7 @@ from hf_methods.cpe.pipeline_cpe import TASK, CPEImageClassificationPipeline
 from hf_methods.hub import RepositoryRecipe
 
 
-DATASETS = {"mnist": ("mnist", "5000 digits of MNIST")}  # of hf_methods.data, as (type, name) in a model index
+DATASETS = {"mnist": ("mnist", "a part of MNIST's digits")}  # of hf_methods.data, as (type, name) in a model index
 METRICS = {
     "balanced_accuracy": ("accuracy", "balanced accuracy"),
     "tail": ("accuracy", "accuracy of the tail classes"),
