@@ -278,7 +278,9 @@ def test_sliders_out_of_bounds_are_refused_without_a_trace(space, client, tilt):
         with pytest.raises((AppError, ValueError)) as refusal:
             client.predict(*inputs, api_name="/classify" if len(inputs) == 2 else "/shift")
         assert "Traceback" not in str(refusal.value) and "/" not in str(refusal.value)
-    assert str(ROOT) not in space.log.read_text()
+    # torch names its own files in warnings, which lie in the checkout where the environment does
+    log = [line for line in space.log.read_text().splitlines() if "site-packages" not in line]
+    assert not [line for line in log if str(ROOT) in line]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
