@@ -398,7 +398,7 @@ def test_each_number_of_a_card_is_in_a_json(folder):
     known = numbers_of([results, *rest])
     known |= {100 * number for number in known}  # fractions are shown in per cent
     lengths = [results["seeds"], rest[0].get("taus", []), rest[0].get("id2label", [])]
-    known |= {results["wall_seconds"] / 60, *(float(len(values)) for values in lengths)}
+    known |= {(results["wall_seconds"] or 0) / 60, *(float(len(values)) for values in lengths)}
     card = (folder / "README.md").read_text()
     assert foreign_numbers(card, known) == []
     assert foreign_numbers(card + "\nPerplexity 41.99, 77777 seeds.", known) == ["41.99", "77777"]

@@ -462,7 +462,6 @@ def test_errors_are_told_as_messages(space, browser, tmp_path):
     assert opened.errors == [] and opened.outside == []
 
 
-@pytest.mark.skipif(not TRAINED.exists(), reason="the trained model is not there")
 def test_the_trained_model_can_be_visited(browser, tmp_path):
     loaded = CPEForImageClassification.from_pretrained(TRAINED)
     classifier = CPEImageClassificationPipeline(

@@ -13,7 +13,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,20 +100,21 @@ def save_checkpoint(folder: Path, out: Path, results: dict, arm: str) -> None:
 
 
 def main(args: GridArguments) -> None:
-    start = time.time()
     pairs = [(arm, seed) for seed in args.seeds for arm in args.arms]  # a stopped grid has whole seeds
     with ThreadPoolExecutor(args.jobs) as pool:
         folders = list(tqdm(pool.map(lambda pair: train_arm(args, *pair), pairs), total=len(pairs), desc="train"))
     runs: dict[str, list[dict]] = {arm: [] for arm in args.arms}
+    seconds = 0.0  # of the runs, since finished ones are not trained again
     for (arm, _), folder in zip(pairs, folders, strict=True):
         results = json.loads((folder / "results.json").read_text())
         runs[arm].append(results["summary_mean_and_sd"][results["arm"]])
+        seconds += results["wall_seconds"]
     path = Path(args.results)
     write_results(
         path,
         seeds=args.seeds,
         data=results["data"],
-        wall_seconds=time.time() - start,
+        wall_seconds=seconds,
         settings={**vars(args), "split": "test", "train": results["settings"]["train"]},
         **{name: results[name] for name in SHARED_BY_SEEDS},
         summary_mean_and_sd={arm: summarize(rows) for arm, rows in runs.items()},
