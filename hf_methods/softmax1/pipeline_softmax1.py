@@ -19,7 +19,7 @@ TASK = "softmax1-text-generation"  # stock `text-generation` stays what it is
 
 
 def attention_shares(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares of the attention that the first token gets and that nothing gets (arXiv 2410.17174, section 3).
+    """Shares of the attention that the first token gets and that nothing gets (arXiv 2410.17174).
 
     Means over layers, heads and the queries behind the first token; softmax gives nothing no share.
 
