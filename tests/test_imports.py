@@ -113,7 +113,11 @@ def test_the_files_that_travel_are_known():
         "normalization_cpe.py",
         "pipeline_cpe.py",
     }
-    assert travelling_files(PACKAGE / "subpt") == {"configuration_subpt.py", "modeling_subpt.py"}
+    assert travelling_files(PACKAGE / "subpt") == {
+        "configuration_subpt.py",
+        "modeling_subpt.py",
+        "pipeline_subpt.py",
+    }
     assert travelling_files(PACKAGE / "cross_teaching") == {
         "configuration_cross_teaching.py",
         "image_processing_cross_teaching.py",

@@ -10,7 +10,8 @@ from peft import PeftType
 from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForZeroShotImageClassification
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments
 from hf_methods.subpt.auto_subpt import AutoPromptModel
@@ -30,6 +31,8 @@ from hf_methods.subpt.modeling_subpt import PromptedImageClassifier
 from hf_methods.subpt.peft_config_subpt import PEFT_NAME, TASK, SubPTConfig
 from hf_methods.subpt.peft_model_subpt import PeftModelForPromptedImageClassification
 from hf_methods.subpt.peft_tuner_subpt import SubPTLayer, SubPTModel
+from hf_methods.subpt.pipeline_subpt import TASK as PIPELINE_TASK
+from hf_methods.subpt.pipeline_subpt import PromptedZeroShotPipeline
 from hf_methods.subpt.prompts_subpt import extend_tokenizer, prompt_template
 from hf_methods.subpt.subspace_subpt import Basis, SubspaceProjector, compute_basis, random_basis
 from hf_methods.subpt.templates_subpt import DATASET_TEMPLATES, IMAGENET_TEMPLATES
@@ -43,3 +46,10 @@ AutoConfig.register(PromptedImageClassifierConfig.model_type, PromptedImageClass
 AutoModelForImageClassification.register(PromptedImageClassifierConfig, PromptedImageClassifier, exist_ok=True)
 PromptedImageClassifierConfig.register_for_auto_class()
 PromptedImageClassifier.register_for_auto_class("AutoModelForImageClassification")
+if PIPELINE_TASK not in PIPELINE_REGISTRY.get_supported_tasks():  # a second registration warns
+    PIPELINE_REGISTRY.register_pipeline(
+        PIPELINE_TASK,
+        pipeline_class=PromptedZeroShotPipeline,
+        pt_model=AutoModelForZeroShotImageClassification,
+        type="multimodal",
+    )
