@@ -124,7 +124,7 @@ def plot_curves(results: dict, arms: list[str]):
 
 def save_checkpoint(args: GridArguments, results: dict) -> None:
     """The last arm's merged model of the first seed, its adapter, the first arm's adapter, figures and plots."""
-    first, last = list(args.arms)[0], list(args.arms)[-1]
+    first, last = next(iter(args.arms)), list(args.arms)[-1]
     folder = folder_of(args, last, args.seeds[0])
     run = json.loads((folder / "results.json").read_text())
     leave_out = shutil.ignore_patterns("README.md", "model.safetensors")
