@@ -46,7 +46,7 @@ class SubPTTrainingArguments(TrainingArguments):
     Changed defaults: SGD, learning_rate 2e-3, weight_decay 5e-4, 100 epochs, batch 32 (test 100), no clipping, CoOp's schedule, no checkpoints.
 
     Baselines: `subspace_rank=0` is CoOp, with `stop_epochs` stopped early; `subspace_source="random"` is a random
-    subspace; `anchor_names="base", nfl_loss="l2", nfl_weight=8` is like KgCoOp; zero-shot CLIP is
+    subspace, "late" that of the last `subspace_epochs` of a whole run; `anchor_names="base", nfl_loss="l2", nfl_weight=8` is like KgCoOp; zero-shot CLIP is
     `model.encode_templates`.
 
     Raises:
@@ -58,7 +58,9 @@ class SubPTTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Epochs t_early to collect; default: the table by `shots`, else 0.3 E."}
     )
     shots: int | None = field(default=None, metadata={"help": "Shots a class, for the table of `subspace_epochs`."})
-    subspace_source: str = field(default="snapshots", metadata={"help": "'snapshots', or 'random' (a control)."})
+    subspace_source: str = field(
+        default="snapshots", metadata={"help": "'snapshots' of the first epochs; 'late' or 'random' (controls)."}
+    )
     subspace_center: bool = field(default=True, metadata={"help": "Take the mean off the snapshots."})
     projection: str = field(default="grad", metadata={"help": "'grad' (paper), or 'update' for adaptive optimizers."})
     rewind: str = field(
@@ -102,7 +104,7 @@ class SubPTTrainingArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         for name, allowed in (
-            ("subspace_source", ("snapshots", "random")),
+            ("subspace_source", ("snapshots", "late", "random")),
             ("projection", PROJECTION_MODES),
             ("rewind", ("init", "first_snapshot", "none")),
             ("nfl_loss", NFL_LOSSES),
@@ -121,7 +123,7 @@ class SubPTTrainingArguments(TrainingArguments):
             raise ValueError(f"`stop_epochs` must be in 1..{epochs}, got {self.stop_epochs}.")
         if self.subspace_rank < 0:
             raise ValueError(f"`subspace_rank` must be 0 or more, got {self.subspace_rank}.")
-        if self.subspace_rank and self.subspace_source == "snapshots":
+        if self.subspace_rank and self.subspace_source != "random":
             if self.subspace_epochs is None:
                 self.subspace_epochs = early_epochs(epochs, self.shots)
             if not 2 <= self.subspace_epochs <= epochs:

@@ -18,7 +18,9 @@ from hf_methods.subpt.data_subpt import image_digest
 
 
 TWEMOJI_FILE = Path(__file__).parents[2] / "training" / "subpt" / "data" / "twemoji.parquet"
-PRETRAIN_FILE = Path(os.environ.get("HF_METHODS_DATA", "~/.cache/hf_methods")).expanduser() / "emoji" / "pretrain.parquet"
+PRETRAIN_FILE = (
+    Path(os.environ.get("HF_METHODS_DATA", "~/.cache/hf_methods")).expanduser() / "emoji" / "pretrain.parquet"
+)
 IMAGE_SIZE = 48
 EMOJI_DIGESTS = {"train": "e994833295836b56", "validation": "4ca0c1a60b007684", "test": "6d08375dcc3bf4ad"}
 

@@ -15,6 +15,7 @@ import torch
 from peft import TrainableTokensConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_methods.checkpoints import atomic_save, atomic_write_text
 from hf_methods.subpt.peft_model_subpt import PeftModelForPromptedImageClassification
@@ -65,6 +66,19 @@ def export_merged(
 
     atomic_save(folder, save)
     return template
+
+
+def save_half_precision(model: PreTrainedModel, folder: str | Path) -> None:
+    """Save with float16 weights and a configuration that has them loaded as float32: half the size, for a processor.
+
+    Args:
+        model: a model of transformers; it stays as it is.
+        folder: as for `save_pretrained`.
+    """
+    half: Any = copy.deepcopy(model).half()
+    half.save_pretrained(folder)
+    half.config.dtype = torch.float32
+    half.config.save_pretrained(folder)
 
 
 def export_trainable_tokens(model: PeftModelForPromptedImageClassification, folder: str | Path) -> None:

@@ -7,12 +7,10 @@ Radford et al.: Learning Transferable Visual Models From Natural Language Superv
 true captions in a batch, as emoji of a subcategory share theirs.
 """
 
-import copy
 import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +53,9 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> CLIPTokenizer:
     bpe.normalizer, bpe.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     bpe.train_from_iterator(
         texts,
-        trainers.BpeTrainer(vocab_size=vocab_size, end_of_word_suffix="</w>", initial_alphabet=symbols, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, end_of_word_suffix="</w>", initial_alphabet=symbols, show_progress=False
+        ),
     )
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"][:room]]
     tokens += ["".join(pair) for pair in merges]
@@ -75,7 +75,11 @@ def make_clip(
     max_length: int,
 ) -> tuple[CLIPModel, CLIPImageProcessor]:
     """A random CLIP for the tokenizer, pooled at its end of text, and its image processor."""
-    tower: dict[str, Any] = {"hidden_size": width, "intermediate_size": int(mlp_ratio * width), "num_attention_heads": 4}
+    tower: dict[str, Any] = {
+        "hidden_size": width,
+        "intermediate_size": int(mlp_ratio * width),
+        "num_attention_heads": 4,
+    }
     text = {
         **tower,
         "num_hidden_layers": text_layers,
@@ -147,7 +151,9 @@ def augment(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
     mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     shift = uniform(-1, 1, 2) * ((1 - size).abs() + 0.1)[:, None]
     cos, sin = size * angle.cos(), size * angle.sin()
-    theta = torch.stack([torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1)
+    theta = torch.stack(
+        [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1
+    )
     rgba = F.grid_sample(rgba, F.affine_grid(theta, list(rgba.shape), align_corners=False), align_corners=False)
     background = torch.where((uniform(0, 1) < WHITE_SHARE)[:, None], 1.0, uniform(0, 1, 3))
     image = rgba[:, :3] + (1 - rgba[:, 3:]) * background[:, :, None, None]
@@ -181,7 +187,9 @@ class DataCollatorForCaptions:
         templates = torch.randint(len(TEMPLATES), (len(items),)).tolist()
         texts = [TEMPLATES[t].format(captions.texts[c]) for t, c in zip(templates, chosen.tolist(), strict=True)]
         encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
-        mean, std = (torch.tensor(getattr(self.image_processor, f"image_{name}")).view(3, 1, 1) for name in ("mean", "std"))
+        mean, std = (
+            torch.tensor(getattr(self.image_processor, f"image_{name}")).view(3, 1, 1) for name in ("mean", "std")
+        )
         return {
             "pixel_values": (augment(captions.pixels[rows]) - mean) / std,
             "input_ids": encoded["input_ids"],
@@ -243,11 +251,3 @@ def zero_shot_accuracy(
         figures[group] = 100 * float((logits.argmax(-1) == torch.tensor(part["label"])).double().mean())
     model.train(was_training)
     return {**figures, "harmonic_mean": harmonic_mean(figures["base"], figures["novel"])}
-
-
-def save_half(model: CLIPModel, folder: Path) -> None:
-    """Save with float16 weights that are loaded as float32: half the size, and the arithmetic of a processor."""
-    half = copy.deepcopy(model).half()
-    half.save_pretrained(folder)
-    half.config.dtype = torch.float32
-    half.config.save_pretrained(folder)

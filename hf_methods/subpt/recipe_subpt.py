@@ -31,6 +31,7 @@ from hf_methods.subpt.data_subpt import (
     make_shapes_dataset,
     split_base_novel,
 )
+from hf_methods.subpt.emoji_subpt import load_emoji
 from hf_methods.subpt.peft_config_subpt import SubPTConfig
 from hf_methods.subpt.peft_model_subpt import PeftModelForPromptedImageClassification
 from hf_methods.subpt.prompts_subpt import check_class_names
@@ -57,7 +58,7 @@ class ModelArguments:
 class DataArguments:
     """Images, their split and their classes."""
 
-    dataset: str = field(metadata={"help": "Hub id or folder of images; 'shapes' for drawn ones."})
+    dataset: str = field(metadata={"help": "Hub id or folder of images, 'emoji', or 'shapes' (drawn)."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_split: str = field(default="train", metadata={"help": "Split to draw from."})
     test_split: str = field(default="test", metadata={"help": "Split to test on."})
@@ -159,6 +160,8 @@ def load_classes(args: DataArguments) -> tuple[Dataset, Dataset, list[str]]:
     """
     if args.dataset == "shapes":
         train, test = make_shapes_dataset(max(4, args.num_shots), seed=0), make_shapes_dataset(4, seed=1)
+    elif args.dataset == "emoji":
+        train, test = load_emoji(args.train_split), load_emoji(args.test_split)
     else:
         train, test = (
             load_dataset(args.dataset, args.dataset_config, split=split)

@@ -178,6 +178,7 @@ class SubPTTrainer(Trainer):
     def collect(self, resume: bool = False) -> Basis:
         """The first `subspace_epochs` epochs of a CoOp run (with NFL, if it is on), and the basis of their snapshots.
 
+        With `subspace_source="late"` all epochs, and the basis of the last `subspace_epochs` snapshots.
         The context stays where those epochs led; `fit` rewinds it.
 
         Args:
@@ -195,14 +196,17 @@ class SubPTTrainer(Trainer):
             stored = load_file(folder / SNAPSHOT_FILE)
             self._collect_start = stored["start"]
             self.snapshots = dict(enumerate(stored["snapshots"], 1))
-        if len(self.snapshots) < args.subspace_epochs:
-            self._collecting, self._stop_after = True, args.subspace_epochs
+        epochs = int(args.num_train_epochs) if args.subspace_source == "late" else args.subspace_epochs
+        if len(self.snapshots) < epochs:
+            self._collecting, self._stop_after = True, epochs
             try:
                 self._reset()
                 self._collect_metrics = self.train(resume_from_checkpoint=checkpoint).metrics
             finally:
                 self._collecting, self._stop_after = False, None
-        basis = compute_basis(self._stacked()["snapshots"], args.subspace_rank, args.subspace_center)
+        basis = compute_basis(
+            self._stacked()["snapshots"][-args.subspace_epochs :], args.subspace_rank, args.subspace_center
+        )
         if self.args.world_size > 1:
             # The snapshots are alike in all processes; the rounding of an SVD need not be.
             device = self.accelerator.device

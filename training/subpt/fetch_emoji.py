@@ -65,7 +65,7 @@ def code_of(unified: str) -> str:
 
 
 def class_name(subcategory: str) -> str:
-    """"sky & weather" -> "sky and weather", "animal-bird" -> "animal bird"."""
+    """ "sky & weather" -> "sky and weather", "animal-bird" -> "animal bird"."""
     return subcategory.replace("&", "and").replace("-", " ")
 
 
@@ -209,9 +209,7 @@ def make_pretrain(emoji: list[dict[str, Any]], archives: dict[str, tarfile.TarFi
         for row in emoji:
             image = images.get(row["code"]) or images.get(row["slug"])
             if image is not None and row["split"] in ("train", None):
-                table.append(
-                    {"image": encode(resize(image)), **{name: row[name] for name in columns}, "style": style}
-                )
+                table.append({"image": encode(resize(image)), **{name: row[name] for name in columns}, "style": style})
     return Dataset.from_list(table, features=features)
 
 

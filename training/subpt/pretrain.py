@@ -20,13 +20,13 @@ from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import atomic_save, write_results
 from hf_methods.subpt.data_subpt import image_digest
 from hf_methods.subpt.emoji_subpt import IMAGE_SIZE, load_emoji, load_pretrain_emoji
+from hf_methods.subpt.export_subpt import save_half_precision
 from hf_methods.subpt.pretraining_subpt import (
     CLIPPretrainingTrainer,
     DataCollatorForCaptions,
     EmojiCaptions,
     caption_texts,
     make_clip,
-    save_half,
     train_tokenizer,
     zero_shot_accuracy,
 )
@@ -96,7 +96,7 @@ def main(clip_args: CLIPArguments, args: PretrainingArguments) -> None:
     metrics = trainer.train().metrics
 
     def save(aside: Path) -> None:
-        save_half(model.cpu(), aside)
+        save_half_precision(model.cpu(), aside)
         tokenizer.save_pretrained(aside)
         image_processor.save_pretrained(aside)
         saved = CLIPModel.from_pretrained(aside, dtype=torch.float32)
@@ -106,7 +106,10 @@ def main(clip_args: CLIPArguments, args: PretrainingArguments) -> None:
             seeds=[args.seed],
             data={"pretrain": image_digest(pretrain, label_column="name"), "test": image_digest(test)},
             wall_seconds=time.time() - start,
-            settings={"split": "test", "train": {**vars(clip_args), **{name: getattr(args, name) for name in SETTINGS}}},
+            settings={
+                "split": "test",
+                "train": {**vars(clip_args), **{name: getattr(args, name) for name in SETTINGS}},
+            },
             num_parameters=model.num_parameters(),
             images_by_style={style: pretrain["style"].count(style) for style in dict.fromkeys(pretrain["style"])},
             train_loss=metrics["train_loss"],

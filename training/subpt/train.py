@@ -22,6 +22,7 @@ from hf_methods.subpt.recipe_subpt import (
     AccuracyCurve,
     DataArguments,
     ModelArguments,
+    PromptData,
     build_model,
     load_classes,
     load_data,
@@ -38,23 +39,36 @@ RUN_SETTINGS = (
 
 def arm_of(args: SubPTTrainingArguments) -> str:
     """What the settings are called in tables."""
-    subspace = (
-        {"snapshots": " + SubPT", "random": " + random subspace"}[args.subspace_source] if args.subspace_rank else ""
-    )
+    sources = {"snapshots": " + SubPT", "late": " + late subspace", "random": " + random subspace"}
+    subspace = sources[args.subspace_source] if args.subspace_rank else ""
     anchor = {"auxiliary": " + NFL", "base": " + anchor on base names", "both": " + NFL and base anchor"}
     stopped = f" stopped at epoch {args.stop_epochs}" if args.stop_epochs else ""
     return f"CoOp{subspace}{anchor[args.anchor_names] if args.nfl_weight else ''}{stopped}"
 
 
-def train(model_args: ModelArguments, data_args: DataArguments, args: SubPTTrainingArguments) -> None:
-    """Train, then save the adapter, the merged model and results.json in `args.output_dir`."""
+def train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: SubPTTrainingArguments,
+    data: PromptData | None = None,
+) -> PromptData:
+    """Train, then save the adapter, the merged model and results.json in `args.output_dir`.
+
+    Args:
+        model_args, data_args, args: the run.
+        data: features that a run with the same data, base model and seed returned; by default the images are encoded.
+
+    Returns:
+        The features.
+    """
     start = time.time()
     set_seed(args.seed)
     train_images, test_images, names = load_classes(data_args)
     base_names = names[: (len(names) + 1) // 2] if data_args.base_to_novel else names
     model, image_processor = build_model(model_args, base_names)
     model.to(args.device)
-    data = load_data(data_args, train_images, test_images, names, model, image_processor, args.seed)
+    if data is None:
+        data = load_data(data_args, train_images, test_images, names, model, image_processor, args.seed)
     model.set_classes(data.names)
     if args.nfl_weight and args.anchor_names != "base" and args.nfl_names is None:
         if data_args.nfl_protocol == "inductive" or "novel" not in data.tests:
@@ -68,7 +82,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SubPTTrain
     trainer.add_callback(curve)
     output = trainer.fit(resume=args.save_strategy != "no")
     if not trainer.is_world_process_zero():
-        return
+        return data
     folder = Path(trainer.folder)
     model.save_pretrained(folder / "adapter")
     export_text_embeddings(model, folder / "adapter", None if model_args.class_specific else names)
@@ -91,7 +105,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SubPTTrain
         },
         explained_variance=output.basis.explained_variance_ratio.tolist() if output.basis else None,
         curve=curve.rows,
+        ce_loss_by_epoch=[row["ce_loss"] for row in trainer.state.log_history if "ce_loss" in row],
     )
+    return data
 
 
 if __name__ == "__main__":
