@@ -40,6 +40,8 @@ def save_repository(checkpoint: str, folder: Path) -> None:
         )
     tokenizer, processor = AutoTokenizer.from_pretrained(checkpoint), AutoImageProcessor.from_pretrained(checkpoint)
     PromptedZeroShotPipeline(model=model, tokenizer=tokenizer, image_processor=processor).save_pretrained(folder)
+    for weights in Path(checkpoint).glob("model*.safetensors*"):  # half precision that is loaded as float32 stays half
+        shutil.copyfile(weights, Path(folder, weights.name))
     for adapter in sorted(Path(checkpoint).glob(ADAPTERS)):
         shutil.copytree(adapter, Path(folder, adapter.name), ignore=shutil.ignore_patterns("README.md"))
 
