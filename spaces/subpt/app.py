@@ -95,8 +95,7 @@ def add_coop(classifier: Pipeline, path: Path | None) -> dict[str, str]:
     if not len(context) or template.count("<|ctx_") != len(context):
         return {}
     embedding = classifier.model.text_model.embeddings.token_embedding
-    weight = torch.cat([embedding.weight.detach(), context.to(embedding.weight)])
-    embedding.weight = torch.nn.Parameter(weight, requires_grad=False)
+    embedding.weight.data = torch.cat([embedding.weight.data, context.to(embedding.weight)])
     names = [f"<|coop_{k}|>" for k in range(len(context))]
     classifier.tokenizer.add_tokens([AddedToken(x, lstrip=True, rstrip=True, normalized=False) for x in names])
     return {"CoOp": template.replace("<|ctx_", "<|coop_")}
@@ -125,7 +124,8 @@ def compare(classifier: Pipeline, templates: dict[str, str], images: list, names
 def plot_bars(images: list, prompt: str, answers: list, color: str) -> Figure:
     """Similarities of the most similar names, a row for each image."""
     figure = Figure((4, 0.5 + 0.9 * len(images)), 200, layout="constrained")
-    axes = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 3))
+    bare = {"frame_on": False, "xticks": [], "yticks": []}
+    axes = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 3), subplot_kw=bare)
     figure.suptitle(prompt, parse_math=False)
     for (picture, axis), (_, image), records in zip(axes, images, answers):
         best = sorted(records, key=lambda record: -record["similarity"])[:SHOWN]
@@ -136,8 +136,6 @@ def plot_bars(images: list, prompt: str, answers: list, color: str) -> Figure:
             text = f" {record['label'][:24]} {record['similarity']:.2f}"
             axis.text(max(0, record["similarity"]), place, text, va="center", fontsize=8, parse_math=False)
         axis.set(xlim=(min(0, *values), 2 * max(0.1, *values)), ylim=(SHOWN - 0.5, -0.5))
-        picture.set_axis_off()
-        axis.set_axis_off()
     return figure
 
 
