@@ -32,7 +32,7 @@ from hf_methods.softmax1.publishing_softmax1 import RECIPE
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "model_cards" / "softmax1-orthoadam"
-CHECKPOINTS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/config.json"))
+CHECKPOINTS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/pipeline_*.py"))  # not base models
 IDS = torch.arange(12)[None]
 REPO = "tester/softmax1"
 TAG = f"v{hf_methods.__version__}"
@@ -379,7 +379,7 @@ def numbers_of(value):
 
 def foreign_numbers(card, known):
     """Numbers of a card's text that are no rounding of a known one. Code, links and digests are not text."""
-    text = re.sub(r"```.*?```|`[^`]*`|\[[^]]*\]\([^)]*\)|\b(ICLR|AAAI) \d+", "", card, flags=re.DOTALL)
+    text = re.sub(r"```.*?```|`[^`]*`|\[[^]]*\]\([^)]*\)|\b(ICLR|AAAI|TCSVT) \d+", "", card, flags=re.DOTALL)
     found = re.findall(r"(?<![\w.-])-?\d+(?:\.\d+)?(?![\w-])", text)
     decimals = lambda number: len(number.partition(".")[2])  # noqa: E731
     return [number for number in found if not any(round(value, decimals(number)) == float(number) for value in known)]

@@ -24,7 +24,7 @@ from hf_methods import (
 
 
 PACKAGE = Path(hf_methods.__file__).parent
-CHECKPOINTS = sorted(path.parent for path in (PACKAGE.parent / "model_cards").glob("*/config.json"))
+CHECKPOINTS = sorted(path.parent for path in (PACKAGE.parent / "model_cards").glob("*/pipeline_*.py"))
 FILES = ["attention_softmax1.py", "configuration_softmax1.py", "modeling_softmax1.py"]
 IDS = torch.arange(12)[None]
 COMMON = dict(vocab_size=50, bos_token_id=0, eos_token_id=None, pad_token_id=0, initializer_range=0.3)
@@ -134,12 +134,12 @@ def test_what_was_saved_without_the_package_still_carries_its_code(name, saved):
 @pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
 def test_the_code_of_a_committed_checkpoint_is_the_packages(folder):
     config = json.loads((folder / "config.json").read_text())
-    stems = {reference.partition(".")[0] for reference in config["auto_map"].values()}
+    named = {*config.get("auto_map", {}).values(), *(item["impl"] for item in config["custom_pipelines"].values())}
+    stems = {reference.partition(".")[0] for reference in named}
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     methods = {method for method in folders if all(stem.endswith(f"_{method}") for stem in stems)}
     assert len(methods) == 1
     code = {path.name: path.read_bytes() for path in folder.glob("*.py")}
     of_package = PACKAGE / methods.pop()
     assert code == {path.name: path.read_bytes() for path in of_package.glob("*.py") if path.name in code}
-    named = {*config["auto_map"].values(), *(item["impl"] for item in config.get("custom_pipelines", {}).values())}
-    assert {name.partition(".")[0] + ".py" for name in named} <= code.keys()
+    assert {f"{stem}.py" for stem in stems} <= code.keys()

@@ -3,6 +3,8 @@
 
 """Build each folder of model_cards/ anew from its weights and results.json: code, card, licence, requirements.
 
+Base models, which come without a method's pipeline, stay as they are.
+
 python training/render_cards.py
 """
 
@@ -16,13 +18,13 @@ CARDS = Path(__file__).parents[1] / "model_cards"
 
 
 def recipe_of(checkpoint: Path):
-    """The recipe of the method whose configuration lies in `checkpoint`."""
-    (path,) = checkpoint.glob("configuration_*.py")
-    method = path.stem.removeprefix("configuration_")
+    """The recipe of the method whose pipeline lies in `checkpoint`."""
+    (path,) = checkpoint.glob("pipeline_*.py")
+    method = path.stem.removeprefix("pipeline_")
     return importlib.import_module(f"hf_methods.{method}.publishing_{method}").RECIPE
 
 
 if __name__ == "__main__":
-    for config in sorted(CARDS.glob("*/config.json")):
-        folder = config.parent
+    for pipeline in sorted(CARDS.glob("*/pipeline_*.py")):
+        folder = pipeline.parent
         build_repository(recipe_of(folder), str(folder), folder, f"model_cards/{folder.name}")

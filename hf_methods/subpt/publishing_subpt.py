@@ -13,13 +13,17 @@ from hf_methods.hub import RepositoryRecipe
 from hf_methods.subpt.pipeline_subpt import TASK, PromptedZeroShotPipeline
 
 
+DATASETS = {  # of hf_methods, as (type, name) in a model index
+    "emoji": ("twemoji", "Twemoji, classes of emoji"),
+    "shapes": ("shapes", "drawn shapes"),
+}
 METRICS = {
     "base": "accuracy of the base classes",
     "novel": "accuracy of the novel classes",
     "harmonic_mean": "harmonic mean of both",
     "all": "accuracy",
 }
-ADAPTERS = "adapter*"  # folders beside the merged model: the learned contexts as PEFT adapters
+ADAPTERS = ("adapter", "adapter_coop")  # beside the merged model: its context, and for comparison CoOp's, for PEFT
 # A grey picture of 28 x 28 with a white bar, which every process has: the verification needs the same image twice.
 EXAMPLE_IMAGE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAAAHElEQVR42mNgGEqAEYX3H1WACZ/OUcnBKDm0AACl"
@@ -31,8 +35,12 @@ def save_repository(checkpoint: str, folder: Path) -> None:
     """Write the merged model, tokenizer, image processor and pipeline of a checkpoint, and its adapters.
 
     Raises:
-        ValueError: a model that holds no learned prompt.
+        ValueError: no adapter, or a model that holds no learned prompt.
     """
+    if not Path(checkpoint, ADAPTERS[0], "adapter_config.json").is_file():
+        raise ValueError(
+            f"{checkpoint} has no {ADAPTERS[0]}/ with the adapter: give the folder `merged` that train.py writes."
+        )
     model = AutoModelForZeroShotImageClassification.from_pretrained(checkpoint)
     if getattr(model.config, "subpt_hypothesis_template", None) is None:
         raise ValueError(
@@ -42,8 +50,13 @@ def save_repository(checkpoint: str, folder: Path) -> None:
     PromptedZeroShotPipeline(model=model, tokenizer=tokenizer, image_processor=processor).save_pretrained(folder)
     for weights in Path(checkpoint).glob("model*.safetensors*"):  # half precision that is loaded as float32 stays half
         shutil.copyfile(weights, Path(folder, weights.name))
-    for adapter in sorted(Path(checkpoint).glob(ADAPTERS)):
-        shutil.copytree(adapter, Path(folder, adapter.name), ignore=shutil.ignore_patterns("README.md"))
+    for name in ADAPTERS:
+        if Path(checkpoint, name).is_dir():  # without PEFT's own card, an empty form
+            shutil.copytree(Path(checkpoint, name), Path(folder, name), ignore=shutil.ignore_patterns("README.md"))
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith("model_cards/") and not Path(name).exists()
 
 
 def card_data(results: dict, config: dict) -> ModelCardData:
@@ -51,11 +64,12 @@ def card_data(results: dict, config: dict) -> ModelCardData:
     arm, train = results["arm"], results["settings"]["train"]
     summary = results["summary_mean_and_sd"][arm]
     dataset = train["dataset"]
-    is_hub_id = dataset.count("/") == 1 and not Path(dataset).exists()
-    dataset_type, dataset_name = (dataset, dataset) if is_hub_id else ("images", "local images")
+    unknown = (dataset, dataset) if _is_hub_id(dataset) else ("images", "local images")
+    dataset_type, dataset_name = DATASETS.get(dataset, unknown)
     return ModelCardData(
         model_name=f"{arm}, {train['num_shots']} shots",
         library_name="transformers",
+        base_model=train["base_model"] if _is_hub_id(train["base_model"]) else None,
         pipeline_tag="zero-shot-image-classification",
         license="apache-2.0",
         datasets=[dataset_type],

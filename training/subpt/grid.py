@@ -12,6 +12,7 @@ Trained contexts stay in `output_dir` and are not trained again.
 import json
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -25,6 +26,7 @@ from hf_methods.checkpoints import atomic_save, write_json, write_results
 from hf_methods.plotting import BLUE, GREY, ORANGE, new_figure
 from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments
 from hf_methods.subpt.export_subpt import save_half_precision
+from hf_methods.subpt.publishing_subpt import save_repository
 from hf_methods.subpt.recipe_subpt import DataArguments, ModelArguments, PromptData
 
 
@@ -127,13 +129,14 @@ def save_checkpoint(args: GridArguments, results: dict) -> None:
     first, last = next(iter(args.arms)), list(args.arms)[-1]
     folder = folder_of(args, last, args.seeds[0])
     run = json.loads((folder / "results.json").read_text())
-    leave_out = shutil.ignore_patterns("README.md", "model.safetensors")
+    coop = folder_of(args, first, args.seeds[0]) / "adapter"
 
     def save(aside: Path) -> None:
-        shutil.copytree(folder / "merged", aside, dirs_exist_ok=True, ignore=leave_out)
-        save_half_precision(CLIPModel.from_pretrained(folder / "merged"), aside)
-        shutil.copytree(folder / "adapter", aside / "adapter", ignore=leave_out)
-        shutil.copytree(folder_of(args, first, args.seeds[0]) / "adapter", aside / "adapter_coop", ignore=leave_out)
+        with tempfile.TemporaryDirectory() as scratch:
+            merged = shutil.copytree(folder / "merged", Path(scratch, "merged"))
+            save_half_precision(CLIPModel.from_pretrained(merged), merged)
+            shutil.copytree(coop, merged / "adapter_coop")
+            save_repository(str(merged), aside)
         write_json(aside / "results.json", {**results, "data": run["data"], "arm": last})
         plot_summary(results).savefig(aside / "results.png")
         plot_curves(results, args.curves or list(args.arms)).savefig(aside / "curves.png")

@@ -5,10 +5,11 @@
 
 python training/subpt/train.py --config training/subpt/dtd.yaml --output_dir runs/dtd
 
-Writes the adapter, the merged model for the stock zero-shot pipeline, and results.json into `output_dir`. With
-`--save_strategy epoch`, a run that was stopped goes on from its last checkpoint.
+Writes the adapter, the merged model for the stock zero-shot pipeline, and results.json into `output_dir`; the last two
+with the adapter in `output_dir`/merged, which can be published. With `--save_strategy epoch`, a run that was stopped goes on from its last checkpoint.
 """
 
+import shutil
 import time
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def train(
     export_text_embeddings(model, folder / "adapter", None if model_args.class_specific else names)
     if not model_args.class_specific and hasattr(model.get_base_model(), "save_pretrained"):  # else open_clip's
         export_merged(model, folder / "merged", image_processor)
+        model.save_pretrained(folder / "merged" / "adapter")
     figures, arm = measure(data.tests, model.encode_classes), arm_of(args)
     settings = {**vars(model_args), **vars(data_args), **{name: getattr(args, name) for name in RUN_SETTINGS}}
     if args.nfl_weight:
@@ -107,6 +109,8 @@ def train(
         curve=curve.rows,
         ce_loss_by_epoch=[row["ce_loss"] for row in trainer.state.log_history if "ce_loss" in row],
     )
+    if (folder / "merged").is_dir():
+        shutil.copyfile(folder / "results.json", folder / "merged" / "results.json")
     return data
 
 
