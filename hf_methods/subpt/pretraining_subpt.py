@@ -147,7 +147,7 @@ def augment(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
     rgba = pixels.float() / 255
     rgba = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)  # so that borders are not mixed with hidden colours
-    size, angle = uniform(0.65, 1.2), uniform(-0.25, 0.25)  # of the window: below 1 it shows a part of the image
+    size, angle = uniform(0.5, 1.25), uniform(-0.25, 0.25)  # of the window: below 1 it shows a part of the image
     mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     shift = uniform(-1, 1, 2) * ((1 - size).abs() + 0.1)[:, None]
     cos, sin = size * angle.cos(), size * angle.sin()
