@@ -72,6 +72,7 @@ def test_a_run_writes_adapter_merged_model_and_results(tmp_path):
         (["--subspace_rank", "0", "--nfl_weight", "0"], "CoOp"),
         (["--subspace_rank", "0", "--nfl_weight", "0", "--stop_epochs", "2"], "CoOp stopped at epoch 2"),
         (["--subspace_source", "random", "--nfl_weight", "0"], "CoOp + random subspace"),
+        (["--subspace_source", "late", "--nfl_weight", "0"], "CoOp + late subspace"),
         (["--subspace_rank", "0", "--anchor_names", "base", "--nfl_loss", "l2"], "CoOp + anchor on base names"),
         (["--base_to_novel", "false", "--nfl_weight", "0", "--class_specific", "true"], "CoOp + SubPT"),
     ],

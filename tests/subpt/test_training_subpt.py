@@ -17,7 +17,7 @@ from transformers import TrainerCallback, set_seed
 from hf_methods.args import parse_args_and_config
 from hf_methods.subpt import SubPTConfig, nfl_loss
 from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments, coop_learning_rate, early_epochs
-from hf_methods.subpt.subspace_subpt import project
+from hf_methods.subpt.subspace_subpt import compute_basis, project
 from hf_methods.subpt.training_subpt import SubPTTrainer, classification_accuracy
 
 
@@ -251,6 +251,17 @@ def test_a_random_subspace_needs_no_first_run(tmp_path):
     assert len(recorder.rates) == 12 and output.snapshots is None and output.basis.rank == 2
     displacement = trainer.prompt_model.context.detach() - output.start
     assert displacement.norm() > 1e-3 and outside(displacement, output.basis).norm() < 1e-5 * displacement.norm()
+
+
+def test_a_late_subspace_is_that_of_the_last_snapshots_of_a_whole_run(tmp_path):
+    recorder = Recorder()
+    trainer = make_trainer(tmp_path, subspace_source="late", callbacks=[recorder])
+    output = trainer.fit()
+    assert len(recorder.rates) == 24 and output.snapshots.shape[0] == 6  # two whole runs of 6 epochs of 2 steps
+    ends = torch.stack([context.flatten() for context in recorder.contexts[1:12:2]])
+    assert torch.equal(output.snapshots, ends)
+    late, early = (compute_basis(rows, 2).components for rows in (ends[-4:], ends[:4]))
+    assert torch.equal(output.basis.components, late) and not torch.allclose(late.T @ late, early.T @ early, atol=1e-3)
 
 
 def test_projected_updates_keep_adamw_in_the_subspace_and_projected_gradients_warn(tmp_path):
@@ -536,7 +547,7 @@ def test_arguments_come_from_yaml(tmp_path):
         ({"projection": "weights"}, "`projection` must be one of grad, update"),
         ({"anchor_names": "novel"}, "`anchor_names` must be one of"),
         ({"schedule": "cosine"}, "`schedule` must be one of"),
-        ({"subspace_source": "gradients"}, "`subspace_source` must be one of snapshots, random"),
+        ({"subspace_source": "gradients"}, "`subspace_source` must be one of snapshots, late, random"),
         ({"num_train_epochs": 1.5}, "whole number, 1 or more"),
         ({"max_steps": 5}, "without `max_steps`"),
         ({"fsdp": "full_shard"}, "cut the context into shards.*use DDP"),
