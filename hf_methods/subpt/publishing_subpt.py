@@ -14,7 +14,7 @@ from hf_methods.subpt.pipeline_subpt import TASK, PromptedZeroShotPipeline
 
 
 DATASETS = {  # of hf_methods, as (type, name) in a model index
-    "emoji": ("twemoji", "Twemoji, classes of emoji"),
+    "emoji": ("twemoji", "Twemoji"),
     "shapes": ("shapes", "drawn shapes"),
 }
 METRICS = {
