@@ -32,6 +32,20 @@ def test_a_changed_figure_is_noticed():
     assert load_renderer().render(changed) == README != changed
 
 
+def test_many_arms_are_rows_and_few_are_columns():
+    render = load_renderer().render_arms
+    few = {"a": {"base": [20.04, 1.5], "novel": [30.0, None]}, "b": {"base": [21.0, 2.0]}}
+    assert render(few).splitlines() == [
+        "|  | a | b |",
+        "| --- | ---: | ---: |",
+        "| base classes, % | 20.0 ± 1.5 | 21.0 ± 2.0 |",
+        "| novel classes, % | 30.0 |  |",
+    ]
+    many = render({**few, **{str(k): few["a"] for k in range(5)}}).splitlines()
+    assert len(many) == 9 and many[0] == "|  | base classes, % | novel classes, % |"
+    assert many[2:4] == ["| a | 20.0 ± 1.5 | 30.0 |", "| b | 21.0 ± 2.0 |  |"]
+
+
 def test_links_point_to_files_that_are_there():
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", README) + re.findall(r"`([\w/]+\.(?:md|py|yaml|cff))`", README)
     assert targets

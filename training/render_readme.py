@@ -42,6 +42,14 @@ FRACTIONS = {  # shown in per cent
     "expert2_balanced_accuracy": "third expert alone, %",
 }
 
+PERCENTAGES = {
+    "base": "base classes, %",
+    "novel": "novel classes, %",
+    "harmonic_mean": "harmonic mean, %",
+    "peak_novel": "novel classes, at their best epoch, %",
+}
+WIDE = 6  # arms beside each other, at most
+
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table whose first column is text."""
@@ -50,17 +58,22 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def render_arms(summary: dict[str, dict[str, list[float]]]) -> str:
-    """Mean and standard deviation over the seeds, one column an arm."""
+    """Mean and standard deviation over the seeds, one column an arm; of many arms, one row an arm."""
     rows = []
     for name in max(summary.values(), key=len):  # an arm with one expert has no figures of three
         factor, digits, label = 1, 3 if name.startswith("delta") else 2, LABELS.get(name)
         if name in FRACTIONS:
             factor, digits, label = 100, 1, FRACTIONS[name]
+        elif name in PERCENTAGES:
+            digits, label = 1, PERCENTAGES[name]
         elif name.startswith("delta"):
             label = "Δ perplexity, " + name.removeprefix("delta_")
         if label:
             rows.append([label, *(_mean_and_sd(arm.get(name), factor, digits) for arm in summary.values())])
-    return markdown(["", *summary], rows)
+    table = [["", *summary], *rows]
+    if len(summary) > WIDE:
+        table = [list(row) for row in zip(*table, strict=True)]
+    return markdown(table[0], table[1:])
 
 
 def _mean_and_sd(value: list[float] | None, factor: int, digits: int) -> str:
