@@ -18,16 +18,16 @@ from hf_methods.plotting import BLUE, GREY, ORANGE, new_figure
 from hf_methods.report import Section, text_table, write_report
 
 
-STEPS = 640
-STEPS_PER_EPOCH = 8  # whole batches of 32 among 8 images of 34 classes
+STEPS = 320
+NUM_BASE_CLASSES, BATCH_SIZE = 34, 32
 CHECKPOINT = Path("model_cards/clip-emoji-subpt")
 GRID = Path("training/subpt/grid.yaml")
 ZERO_SHOT = "zero-shot CLIP"
 ARMS = {"CoOp": "CoOp", "SubPT + NFL": "SubPT + NFL, unrelated names"}  # label: arm of the grid
 FIGURES = {"base": "base classes", "novel": "novel classes", "harmonic_mean": "harmonic mean"}
 CAPTION = (
-    "The prompt of a tiny CLIP, which was pre-trained on emoji of other artists, is tuned on 8 Twemoji of each of 34 base "
-    "classes, and tested on other Twemoji of these and of 34 novel classes, each half among its own names. NFL is given "
+    "The prompt of a tiny CLIP, which was pre-trained on emoji of other artists, is tuned on a few Twemoji of each of 34 "
+    "base classes, and tested on other Twemoji of these and of 34 novel classes, each half among its own names. NFL is given "
     "names that have nothing to do with the novel classes. Accuracy in %. What is trained now has one seed; the columns "
     "behind it are the committed grid's, mean and standard deviation over its seeds."
 )
@@ -38,7 +38,7 @@ def run_demo(out: Path, steps: int) -> str:
 
     Args:
         out: folder of `report.html` and the plot.
-        steps: training steps of each arm; whole epochs, at least 8.
+        steps: training steps of each arm, in whole epochs; at least as many epochs as SubPT needs.
 
     Returns:
         The table, as text.
@@ -48,9 +48,15 @@ def run_demo(out: Path, steps: int) -> str:
     """
     if not CHECKPOINT.is_dir():
         raise FileNotFoundError(f"{CHECKPOINT} is missing: run the demo in a checkout of hf_methods.")
-    start, epochs = time.time(), max(8, steps // STEPS_PER_EPOCH)
+    start, grid = time.time(), yaml.safe_load(GRID.read_text("utf-8"))
+    setting = yaml.safe_load(Path(grid["train_config"]).read_text("utf-8"))
+    least = setting["subspace_rank"] + 1  # snapshots of as many epochs span the directions
+    epochs = max(least, steps // max(1, NUM_BASE_CLASSES * setting["num_shots"] // BATCH_SIZE))
+    early = max(least, round(epochs * setting["subspace_epochs"] / setting["num_train_epochs"]))
+    options = ["--config", grid["train_config"], "--num_train_epochs", str(epochs), "--subspace_epochs", str(early)]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(min(len(ARMS), os.cpu_count() or 1)) as pool:
-        results = dict(zip(ARMS, pool.map(lambda arm: _train(Path(folder), arm, epochs), ARMS), strict=True))
+        train = lambda arm: _train(Path(folder), arm, options, grid["arms"][ARMS[arm]])  # noqa: E731
+        results = dict(zip(ARMS, pool.map(train, ARMS), strict=True))
     seconds = time.time() - start
     columns = {ZERO_SHOT: results["CoOp"]["summary_mean_and_sd"][ZERO_SHOT]}
     columns |= {f"{arm}, now": result["summary_mean_and_sd"][result["arm"]] for arm, result in results.items()}
@@ -72,14 +78,10 @@ def run_demo(out: Path, steps: int) -> str:
     return f"{text_table(header, rows)}\ntrained {len(ARMS)} x {epochs} epochs in {seconds:.0f} s; report: {report}"
 
 
-def _train(folder: Path, arm: str, epochs: int) -> dict:
-    output, grid = folder / arm.replace(" ", "-"), yaml.safe_load(GRID.read_text("utf-8"))
-    command = [sys.executable, "training/subpt/train.py", "--config", grid["train_config"]]
-    command += ["--output_dir", str(output), "--num_train_epochs", str(epochs), "--seed", "0"]
-    options = grid["arms"][ARMS[arm]]
-    if options.get("subspace_rank") != 0:
-        command += ["--subspace_epochs", str(max(6, epochs // 5))]  # the grid's share; more than the 5 directions
-    for name, value in options.items():
+def _train(folder: Path, arm: str, options: list[str], of_arm: dict) -> dict:
+    output = folder / arm.replace(" ", "-")
+    command = [sys.executable, "training/subpt/train.py", *options, "--output_dir", str(output), "--seed", "0"]
+    for name, value in of_arm.items():
         command += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     result = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False

@@ -60,7 +60,8 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> CLIPTokenizer:
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"][:room]]
     tokens += ["".join(pair) for pair in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=merges)
+    vocab: Any = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab, merges)  # type: ignore[arg-type]  # pairs, as the backend takes them
 
 
 def make_clip(

@@ -62,7 +62,7 @@ def test_the_demo_tunes_the_arms_and_shows_the_grids(tmp_path, monkeypatch):
     report = (tmp_path / "report.html").read_text()
     for arm in ARMS:
         assert f"{arm}, now" in table and f"{arm}, grid" in table
-    assert all(label in table for label in FIGURES.values()) and "trained 2 x 8 epochs" in table
+    assert all(label in table for label in FIGURES.values()) and "trained 2 x 11 epochs" in table
     assert report.count("<img") == 2 and 'src="http' not in report
 
 
