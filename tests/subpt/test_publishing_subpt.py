@@ -90,7 +90,7 @@ def test_the_card_has_all_arms_with_their_deviations(built):
         "| zero-shot CLIP | 20.5 | 28.2 | 23.8 |" in text and "| CoOp | 19.5 ± 1.2 | 22.1 ± 2.5 | 20.7 ± 1.5 |" in text
     )
     assert f"| **{ARM}** | 21.8 ± 1.0 | 29.4 ± 0.5 | 25.0 ± 0.8 |" in text
-    assert "This model is inductive; its names: ghost, books." in text and "CC-BY 4.0" in text
+    assert "This model is inductive; its names: ghost; books." in text and "CC-BY 4.0" in text
     assert "`adapter_coop`" in text and "before PEFT loads the adapter" in text and text.count(REPO) >= 5
     data = card.data.to_dict()
     assert data["pipeline_tag"] == "zero-shot-image-classification" and data["datasets"] == ["twemoji"]
