@@ -39,6 +39,7 @@ class AutoPromptModel:
         tokenizer: Any = None,
         adapter_name: str = "default",
         revision: str | None = None,
+        subfolder: str | None = None,
         **kwargs: Any,
     ) -> PeftModelForPromptedImageClassification:
         """Load an adapter.
@@ -50,6 +51,7 @@ class AutoPromptModel:
             tokenizer: default: the adapter's, else the base model's.
             adapter_name: its name in the model.
             revision: of the adapter.
+            subfolder: where the adapter lies in `adapter_id`, as "adapter" in a published repository.
             kwargs: of the base model's `from_pretrained`, such as `dtype`.
 
         Returns:
@@ -59,7 +61,7 @@ class AutoPromptModel:
             ValueError: an adapter of another method, no base model, or a subspace of another shape.
         """
         adapter = str(adapter_id)
-        config = PeftConfig.from_pretrained(adapter, revision=revision)
+        config = PeftConfig.from_pretrained(adapter, subfolder=subfolder, revision=revision)
         if not isinstance(config, SubPTConfig):
             raise ValueError(f"{adapter} is an adapter of type {config.peft_type}, not {PEFT_NAME.upper()}.")  # noqa: TRY004
         config.inference_mode = not is_trainable
@@ -70,11 +72,12 @@ class AutoPromptModel:
                 config.base_model_name_or_path, revision=config.revision, **kwargs
             )
         model = PeftModelForPromptedImageClassification.from_pretrained(
-            base_model, adapter, adapter_name=adapter_name, is_trainable=is_trainable, config=config, revision=revision
-        )
+            base_model, adapter, adapter_name=adapter_name, is_trainable=is_trainable, config=config, revision=revision,
+            subfolder=subfolder,
+        )  # fmt: skip
         assert isinstance(model, PeftModelForPromptedImageClassification)
-        model.tokenizer = tokenizer if tokenizer is not None else _adapter_tokenizer(adapter, revision)
-        if basis_file := _optional_file(adapter, BASIS_FILE, revision):
+        model.tokenizer = tokenizer if tokenizer is not None else _adapter_tokenizer(adapter, revision, subfolder)
+        if basis_file := _optional_file(adapter, _within(subfolder, BASIS_FILE), revision):
             model.basis = Basis(**load_file(basis_file))
             if model.basis.components.shape[1] != model.context.numel():
                 raise ValueError(
@@ -102,9 +105,12 @@ def _optional_file(adapter: str, name: str, revision: str | None) -> str | None:
         return None
 
 
-def _adapter_tokenizer(adapter: str, revision: str | None) -> Any:
-    if _optional_file(adapter, f"{TOKENIZER_FOLDER}/tokenizer_config.json", revision):
-        return AutoTokenizer.from_pretrained(adapter, subfolder=TOKENIZER_FOLDER, revision=revision)
-    if _optional_file(adapter, "tokenizer_config.json", revision):
-        return AutoTokenizer.from_pretrained(adapter, revision=revision)
+def _within(subfolder: str | None, name: str) -> str:
+    return f"{subfolder}/{name}" if subfolder else name
+
+
+def _adapter_tokenizer(adapter: str, revision: str | None, subfolder: str | None) -> Any:
+    for folder in (_within(subfolder, TOKENIZER_FOLDER), subfolder or ""):
+        if _optional_file(adapter, _within(folder, "tokenizer_config.json"), revision):
+            return AutoTokenizer.from_pretrained(adapter, subfolder=folder, revision=revision)
     return None

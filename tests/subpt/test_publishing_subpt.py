@@ -18,8 +18,8 @@ from test_adapter_subpt import make_model
 from transformers import AutoModelForZeroShotImageClassification, AutoTokenizer
 
 from hf_methods.cli import main
-from hf_methods.hub import build_repository
-from hf_methods.subpt import PeftModelForPromptedImageClassification
+from hf_methods.hub import build_repository, upload
+from hf_methods.subpt import AutoPromptModel, PeftModelForPromptedImageClassification
 from hf_methods.subpt.export_subpt import save_half_precision
 from hf_methods.subpt.pipeline_subpt import TASK
 from hf_methods.subpt.publishing_subpt import RECIPE
@@ -71,6 +71,17 @@ def test_the_adapter_runs_on_the_repositorys_own_model_as_its_card_says(built):
     assert type(model) is PeftModelForPromptedImageClassification
     expected = make_model(seed=1).eval().encode_classes(names)
     torch.testing.assert_close(model.encode_classes(), expected, rtol=0, atol=1e-6)
+
+
+def test_adapters_of_a_repository_on_the_hub_load_by_their_folder(built, hub):
+    upload(built, REPO, tag="v1")
+    base = AutoModelForZeroShotImageClassification.from_pretrained(REPO)
+    for seed, folder in enumerate(("adapter_coop", "adapter")):
+        model = AutoPromptModel.from_pretrained(REPO, base_model=base, subfolder=folder, revision="v1")
+        expected = make_model(seed=seed).eval()
+        model.set_classes(expected.class_names)  # with the adapter's own tokenizer
+        torch.testing.assert_close(model.encode_classes(), expected.encode_classes(), rtol=0, atol=1e-6)
+        base = model.unload()
 
 
 def test_weights_in_half_precision_stay_so(checkpoint, tmp_path):
