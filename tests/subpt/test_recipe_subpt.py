@@ -13,6 +13,7 @@ import yaml
 from datasets import Dataset
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tiny_subpt import NAMES, make_open_clip, make_tokenizer
 
 from hf_methods.args import parse_args_and_config
@@ -61,7 +62,10 @@ def test_a_run_writes_adapter_merged_model_and_results(tmp_path):
     base, _, _ = make_tiny_clip()
     loaded = AutoPromptModel.from_pretrained(tmp_path / "adapter", base_model=base)
     assert loaded.class_names[0] == "red circle" and loaded.basis.rank == 2
-    assert (tmp_path / "merged" / "model.safetensors").exists()
+    assert (tmp_path / "merged" / "model.safetensors").exists()  # and what a publication needs beside it
+    assert json.loads((tmp_path / "merged" / "results.json").read_text()) == results
+    context = [load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("adapter", "merged/adapter")]
+    assert all(torch.equal(context[0][name], context[1][name]) for name in context[0].keys() | context[1].keys())
     with safe_open(tmp_path / "adapter" / "text_embeddings.safetensors", "pt") as file:
         assert len(file.get_tensor("text_embeds")) == 12
 
