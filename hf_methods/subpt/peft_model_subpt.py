@@ -14,19 +14,25 @@ import torch.nn.functional as F
 from peft import PeftConfig, PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
+from hf_methods.subpt.anchors_subpt import Anchors
 from hf_methods.subpt.classifier_subpt import check_has_classifier, classifier_from
 from hf_methods.subpt.losses_subpt import average_templates, nfl_loss, normalize
 from hf_methods.subpt.modeling_subpt import PromptedImageClassifier
 from hf_methods.subpt.peft_config_subpt import SubPTConfig
 from hf_methods.subpt.peft_tuner_subpt import SubPTLayer
-from hf_methods.subpt.prompts_subpt import build_prompt_ids, build_text_ids, check_class_names, load_tokenizer
+from hf_methods.subpt.prompts_subpt import (
+    build_prompt_ids,
+    build_text_ids,
+    check_class_names,
+    check_ends,
+    load_tokenizer,
+)
 from hf_methods.subpt.subspace_subpt import Basis
 from hf_methods.subpt.towers_subpt import (
     encode_image,
-    encode_text,
+    encode_text_in_chunks,
     is_causal,
     logit_scale_and_bias,
     max_text_length,
@@ -87,18 +93,10 @@ class PeftModelForPromptedImageClassification(PeftModel):
         self.class_names: list[str] | None = None
         self.class_chunk_size: int | None = None
         self.basis: Basis | None = None
-        self.nfl_weight = 0.0
-        self.nfl_kind = "cosine"
-        self.anchors_per_step: int | None = None
+        self.anchors: Anchors | None = None
         # Ids are buffers: nn.DataParallel would cut a batch field into pieces.
         self.class_input_ids: Tensor | None
         self.register_buffer("class_input_ids", None, persistent=False)
-        self.anchor_input_ids: Tensor | None
-        self.anchor_targets: Tensor | None
-        self.anchor_class: Tensor | None
-        self.register_buffer("anchor_input_ids", None, persistent=False)
-        self.register_buffer("anchor_targets", None, persistent=False)
-        self.register_buffer("anchor_class", None, persistent=False)
         self._class_options: dict[str, bool] = {}
         self._cached: tuple[tuple, Tensor] | None = None
         self.train(self.training)
@@ -199,12 +197,7 @@ class PeftModelForPromptedImageClassification(PeftModel):
             pad_to_max_length=full_length or not is_causal(tower),
             truncation=truncation,
         )
-        eos = self.prompt_config.eos_token_id
-        if eos is not None and not (ids == eos).any(-1).all():
-            raise ValueError(
-                f"the text tower pools at the end-of-text id {eos}, which the tokenizer doesn't give; use the base model's "
-                "tokenizer, or set `eos_token_id` in the configuration."
-            )
+        check_ends(ids, self.prompt_config.eos_token_id)
         return ids.to(self.device)
 
     def _get_tokenizer(self, tokenizer: Any = None) -> Any:
@@ -226,19 +219,8 @@ class PeftModelForPromptedImageClassification(PeftModel):
         Returns:
             (n, dim).
         """
-        base, tower = self.get_base_model(), self.text_tower
-        if chunk_size is None or len(input_ids) <= chunk_size:
-            return normalize(encode_text(base, tower, input_ids))
-        chunks = input_ids.split(chunk_size)
-        if not torch.is_grad_enabled():
-            return torch.cat([normalize(encode_text(base, tower, chunk)) for chunk in chunks])
-        # The features are small: only the tower's activations are thrown away. Those of the last chunk are not: the
-        # backward pass begins with it, so keeping them costs no memory at its peak and saves a forward pass.
-        kept = [
-            checkpoint(encode_text, base, tower, chunk, use_reentrant=False, preserve_rng_state=False)
-            for chunk in chunks[:-1]
-        ]
-        return normalize(torch.cat([*kept, encode_text(base, tower, chunks[-1])]))
+        check_ends(input_ids, self.prompt_config.eos_token_id)
+        return normalize(encode_text_in_chunks(self.get_base_model(), self.text_tower, input_ids, chunk_size))
 
     def encode_classes(self, class_names: Sequence[str] | None = None, *, chunk_size: int | None = None) -> Tensor:
         """Normalised text features (C, dim) of class names, float32; of the classes that are set by default.
@@ -353,48 +335,17 @@ class PeftModelForPromptedImageClassification(PeftModel):
                 or `per_step` below 1.
         """
         if names is None or weight == 0:
-            self.nfl_weight, self.anchor_input_ids, self.anchor_targets, self.anchor_class = 0.0, None, None, None
+            self.anchors = None
             return
-        names = check_class_names(names, "names")
         if self.class_names is None or self.class_input_ids is None:
             raise ValueError("no classes are set; call `set_classes(names, tokenizer)` before `set_anchors`.")
+        names = check_class_names(names, "names")
         if self.prompt_config.class_specific and (others := sorted(set(names) - set(self.class_names))):
             raise ValueError(f"NFL needs one context for all names, a class-specific one has none for {others}.")
-        if weight < 0:
-            raise ValueError(f"the weight of NFL can't be negative, got {weight}.")
-        if targets is None or len(targets) != len(names):
-            raise ValueError(f"there are {len(names)} names and {0 if targets is None else len(targets)} targets.")
-        if per_step is not None and per_step < 1:
-            raise ValueError(f"`per_step` must be at least 1, got {per_step}.")
-        nfl_loss(targets[:1], targets[:1], kind)
-        position = {name: index for index, name in enumerate(self.class_names)}
-        self.anchor_class = torch.tensor([position.get(name, -1) for name in names], device=self.device)
-        # Class-specific contexts have ids for the classes only, which `anchor_class` takes all.
-        new = [name for name in names if name not in position]
-        ids = self.class_input_ids.new_zeros(len(names), 1)
-        if new:
-            new_ids = self.prompt_ids(new)
-            ids = ids.expand(-1, new_ids.shape[1]).clone()
-            ids[self.anchor_class < 0] = new_ids
-        self.anchor_input_ids = ids
-        self.anchor_targets = targets.detach().to(self.device, torch.float32)
-        self.nfl_weight, self.nfl_kind, self.anchors_per_step = float(weight), kind, per_step
-
-    def _encode_classes_and_anchors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of the classes, and features and targets of this step's anchors, in one pass of the text tower."""
-        ids, of_class, targets = self.anchor_input_ids, self.anchor_class, self.anchor_targets
-        class_ids = self.class_input_ids
-        assert ids is not None and of_class is not None and targets is not None and class_ids is not None
-        if self.anchors_per_step is not None and self.anchors_per_step < len(ids):
-            chosen = torch.randperm(len(ids))[: self.anchors_per_step].to(ids.device)
-            ids, of_class, targets = ids[chosen], of_class[chosen], targets[chosen]
-        is_new = of_class.lt(0)
-        num_classes, length = len(class_ids), max(class_ids.shape[1], ids.shape[1])
-        # A row may be filled up with anything behind its end of text: its last token is there already.
-        rows = [F.pad(part, (0, length - part.shape[1])) for part in (class_ids, ids[is_new])]
-        features = self.encode_prompts(torch.cat(rows), self.class_chunk_size)
-        where = torch.where(is_new, num_classes - 1 + is_new.cumsum(0), of_class)
-        return features[:num_classes], features[where], targets
+        self.anchors = Anchors(
+            names, targets, self.class_names, self.class_input_ids, self.prompt_ids,
+            weight=weight, kind=kind, per_step=per_step,
+        )  # fmt: skip
 
     # --- forward ----------------------------------------------------------------------------------------------------
 
@@ -442,9 +393,11 @@ class PeftModelForPromptedImageClassification(PeftModel):
             image_embeds = self.encode_images(pixel_values)
         assert image_embeds is not None
         image_embeds = normalize(image_embeds)
-        anchored = self.training and labels is not None and self.nfl_weight > 0
-        if anchored:
-            text_embeds, anchor_features, targets = self._encode_classes_and_anchors()
+        anchors = self.anchors if self.training and labels is not None else None
+        if anchors is not None:
+            text_embeds, anchor_features, targets = anchors.encode(
+                self.class_input_ids, self.encode_prompts, self.class_chunk_size
+            )
         else:
             text_embeds = self.encode_classes()
         scale, bias = logit_scale_and_bias(self.get_base_model())
@@ -455,10 +408,10 @@ class PeftModelForPromptedImageClassification(PeftModel):
         if labels is not None:
             loss = F.cross_entropy(logits, labels)
             output.ce_loss = loss.detach()
-            if anchored:
-                anchor_loss = nfl_loss(anchor_features, targets, self.nfl_kind)
+            if anchors is not None:
+                anchor_loss = nfl_loss(anchor_features, targets, anchors.kind)
                 output.nfl_loss = anchor_loss.detach()
-                loss = loss + self.nfl_weight * anchor_loss
+                loss = loss + anchors.weight * anchor_loss
             output.loss = loss
         return output
 

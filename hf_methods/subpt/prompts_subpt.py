@@ -268,6 +268,29 @@ def pad_rows(rows: Sequence[Sequence[int]], tokenizer: PromptTokenizer, length: 
     return torch.tensor([[*row, *[tokenizer.pad_token_id] * (length - len(row))] for row in rows])
 
 
+def check_ends(input_ids: Tensor, eos_token_id: int | None) -> None:
+    """Each row must have the token that the text tower pools at: it would pool the first one instead, in silence.
+
+    Looked at on the CPU, where it waits for nothing.
+
+    Args:
+        input_ids: (n, length).
+        eos_token_id: where the tower pools; None: elsewhere.
+
+    Raises:
+        ValueError: rows without it.
+    """
+    if eos_token_id is None or input_ids.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    has_end = (input_ids == eos_token_id).any(-1)
+    if not has_end.all():
+        rows = (~has_end).nonzero().flatten().tolist()
+        raise ValueError(
+            f"the text tower pools at the end-of-text id {eos_token_id}, which the rows {rows[:8]} don't have: the "
+            "tokenizer doesn't give it. Use the base model's tokenizer, or set `eos_token_id` in the configuration."
+        )
+
+
 def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, config: "SubPTConfig") -> PreTrainedTokenizerBase:
     """A copy of `tokenizer` that knows the context tokens as text, for a merged model.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 # Models that pool text at the largest id whatever their configuration says: ids behind the vocabulary would be pooled.
@@ -102,6 +103,30 @@ def encode_text(model: nn.Module, owner: nn.Module, input_ids: Tensor) -> Tensor
         return _open_clip_text_features(owner, input_ids)
     clip: Any = next(module for module in model.modules() if hasattr(module, "get_text_features"))
     return _pooled(clip.get_text_features(input_ids=input_ids))
+
+
+def encode_text_in_chunks(model: nn.Module, owner: nn.Module, input_ids: Tensor, chunk_size: int | None) -> Tensor:
+    """`encode_text` of `chunk_size` rows at once; with a gradient each chunk is recomputed in the backward pass.
+
+    Args:
+        model, owner, input_ids: as for `encode_text`.
+        chunk_size: rows at once; None: all.
+
+    Returns:
+        (n, dim), not normalised.
+    """
+    if chunk_size is None or len(input_ids) <= chunk_size:
+        return encode_text(model, owner, input_ids)
+    chunks = input_ids.split(chunk_size)
+    if not torch.is_grad_enabled():
+        return torch.cat([encode_text(model, owner, chunk) for chunk in chunks])
+    # The features are small: only the tower's activations are thrown away. Those of the last chunk are not: the
+    # backward pass begins with it, so keeping them costs no memory at its peak and saves a forward pass.
+    kept = [
+        checkpoint(encode_text, model, owner, chunk, use_reentrant=False, preserve_rng_state=False)
+        for chunk in chunks[:-1]
+    ]
+    return torch.cat([*kept, encode_text(model, owner, chunks[-1])])
 
 
 def _open_clip_text_features(owner: Any, input_ids: Tensor) -> Tensor:

@@ -339,7 +339,7 @@ def test_nfls_loss_is_that_of_learned_and_hand_written_features(tmp_path):
     torch.testing.assert_close(output.loss, output.ce_loss + 0.7 * output.nfl_loss)
     assert model.eval()(**batch).nfl_loss is None  # inference knows nothing of it
     torch.testing.assert_close(model(**batch).loss, output.ce_loss)
-    assert trainer.prompt_model.anchor_targets.requires_grad is False
+    assert trainer.prompt_model.anchors.targets.requires_grad is False
 
 
 def test_the_default_targets_are_80_templates_and_the_data_sets_own(tmp_path):
@@ -350,7 +350,7 @@ def test_the_default_targets_are_80_templates_and_the_data_sets_own(tmp_path):
     )
     model = trainer.prompt_model
     expected = model.encode_templates(OTHERS, [*IMAGENET_TEMPLATES, "a photo of a {}, a type of pet."])
-    torch.testing.assert_close(model.anchor_targets, expected, rtol=0, atol=0)
+    torch.testing.assert_close(model.anchors.targets, expected, rtol=0, atol=0)
 
 
 def test_nfl_keeps_learned_features_near_their_targets(tmp_path):
@@ -393,7 +393,7 @@ def test_anchors_on_classes_and_others_are_in_their_order(tmp_path):
             nfl_templates=["a {}."],
         )
     names = [*(name.replace("_", " ") for name in NAMES), "yak", "bee"]
-    _, features, targets = model._encode_classes_and_anchors()
+    _, features, targets = model.anchors.encode(model.class_input_ids, model.encode_prompts, None)
     torch.testing.assert_close(features.detach(), model.encode_classes(names).detach(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(targets, model.encode_templates(names, ["a {}."]), rtol=0, atol=0)
 
@@ -439,7 +439,7 @@ def test_a_class_specific_context_has_no_nfl_for_other_names(tmp_path):
         make_trainer(tmp_path, model, nfl_names=OTHERS, **options)
     trainer = make_trainer(tmp_path, model, anchor_names="base", **options)  # KgCoOp's can
     trainer.fit()
-    assert trainer.prompt_model.nfl_weight == 1.0
+    assert trainer.prompt_model.anchors.weight == 1.0
 
 
 # --- around training -------------------------------------------------------------------------------------------------
