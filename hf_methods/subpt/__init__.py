@@ -24,9 +24,15 @@ from hf_methods.subpt.data_subpt import (
     harmonic_mean,
     split_base_novel,
 )
-from hf_methods.subpt.export_subpt import export_merged, export_text_embeddings, export_trainable_tokens
+from hf_methods.subpt.export_subpt import (
+    export_merged,
+    export_onnx,
+    export_text_embeddings,
+    export_trainable_tokens,
+)
 from hf_methods.subpt.losses_subpt import nfl_loss
 from hf_methods.subpt.modeling_subpt import PromptedImageClassifier
+from hf_methods.subpt.open_vocabulary_subpt import detect, segment
 from hf_methods.subpt.peft_config_subpt import PEFT_NAME, TASK, SubPTConfig
 from hf_methods.subpt.peft_model_subpt import PeftModelForPromptedImageClassification
 from hf_methods.subpt.peft_tuner_subpt import SubPTLayer, SubPTModel

@@ -76,7 +76,7 @@ class PeftModelForPromptedImageClassification(PeftModel):
         >>> model(pixel_values).logits  # (batch, 2)
 
     Args:
-        model: HF CLIP, SigLIP or an open_clip model.
+        model: HF CLIP, MetaCLIP 2, SigLIP, SigLIP 2, or an open_clip model.
         peft_config: `SubPTConfig`.
         adapter_name: name of the first adapter.
         kwargs: of `PeftModel`.
@@ -194,7 +194,7 @@ class PeftModelForPromptedImageClassification(PeftModel):
             names,
             self._get_tokenizer(tokenizer),
             max_length=max_text_length(tower),
-            pad_to_max_length=full_length or not is_causal(tower),
+            padding="tokenizer" if not is_causal(tower) else "right" if full_length else None,
             truncation=truncation,
         )
         check_ends(ids, self.prompt_config.eos_token_id)
@@ -209,18 +209,23 @@ class PeftModelForPromptedImageClassification(PeftModel):
 
     # --- features ---------------------------------------------------------------------------------------------------
 
-    def encode_prompts(self, input_ids: Tensor, chunk_size: int | None = None) -> Tensor:
-        """Normalised text features of prompts, in float32.
+    def encode_prompts(self, input_ids: Tensor, chunk_size: int | None = None, *, normalized: bool = True) -> Tensor:
+        """Text features of prompts, in float32 where they are normalised.
 
         Args:
             input_ids: (n, length), of `prompt_ids`.
             chunk_size: prompts at once. With a gradient each chunk is recomputed in the backward pass.
+            normalized: to length 1.
 
         Returns:
             (n, dim).
+
+        Raises:
+            ValueError: rows without the end of text that the tower pools at.
         """
         check_ends(input_ids, self.prompt_config.eos_token_id)
-        return normalize(encode_text_in_chunks(self.get_base_model(), self.text_tower, input_ids, chunk_size))
+        features = encode_text_in_chunks(self.get_base_model(), self.text_tower, input_ids, chunk_size)
+        return normalize(features) if normalized else features
 
     def encode_classes(self, class_names: Sequence[str] | None = None, *, chunk_size: int | None = None) -> Tensor:
         """Normalised text features (C, dim) of class names, float32; of the classes that are set by default.
@@ -250,9 +255,14 @@ class PeftModelForPromptedImageClassification(PeftModel):
         return self._cached[1]
 
     @torch.no_grad()
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Normalised image features (batch, dim), float32, without gradient: the image tower is frozen."""
-        return normalize(encode_image(self.get_base_model(), pixel_values))
+    def encode_images(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
+        """Normalised image features (batch, dim), float32, without gradient: the image tower is frozen.
+
+        Args:
+            pixel_values: as the model's image processor gives them.
+            kwargs: what else it gives, as SigLIP 2's `pixel_attention_mask` and `spatial_shapes`.
+        """
+        return normalize(encode_image(self.get_base_model(), pixel_values, **kwargs))
 
     @torch.no_grad()
     def encode_templates(
@@ -280,8 +290,10 @@ class PeftModelForPromptedImageClassification(PeftModel):
         tower, tokenizer = self.text_tower, self._get_tokenizer(tokenizer)
         texts = [template.replace("{}", name) for template in templates for name in names]
         ids = build_text_ids(
-            texts, tokenizer, max_length=max_text_length(tower), pad_to_max_length=not is_causal(tower)
-        ).to(self.device)
+            texts, tokenizer, max_length=max_text_length(tower), padding=None if is_causal(tower) else "tokenizer"
+        )
+        check_ends(ids, self.prompt_config.eos_token_id)
+        ids = ids.to(self.device)
         with self.disable_adapter():
             features = self.encode_prompts(ids, chunk_size)
         return average_templates(features.view(len(templates), len(names), -1))
@@ -302,7 +314,7 @@ class PeftModelForPromptedImageClassification(PeftModel):
             `PromptedImageClassifier` with the base model's dtype and device, `id2label` being the names.
 
         Raises:
-            ValueError: no classes, or a base model that is not CLIP or SigLIP of transformers.
+            ValueError: no classes, or a base model that is not CLIP, MetaCLIP 2, SigLIP or SigLIP 2 of transformers.
         """
         check_has_classifier(self.get_base_model())
         names = self.class_names if class_names is None else check_class_names(class_names)
@@ -361,12 +373,12 @@ class PeftModelForPromptedImageClassification(PeftModel):
         """Classify images among the set classes.
 
         Args:
-            pixel_values: (batch, 3, height, width).
+            pixel_values: (batch, 3, height, width), or patches (SigLIP 2).
             labels: (batch,), int64; gives `loss`.
             input_ids: (texts, length): the call goes to the base model with all arguments but `labels`.
             attention_mask: with `input_ids`.
             image_embeds: (batch, dim) instead of `pixel_values`, such as cached features; normalised here.
-            kwargs: of the base model, with `input_ids`.
+            kwargs: of the base model with `input_ids`, else of its image tower.
 
         Returns:
             `PromptedClassifierOutput`, or what the base model returns.
@@ -390,7 +402,7 @@ class PeftModelForPromptedImageClassification(PeftModel):
         if labels is not None:
             self._check_labels(labels, len(self.class_input_ids))
         if pixel_values is not None:
-            image_embeds = self.encode_images(pixel_values)
+            image_embeds = self.encode_images(pixel_values, **kwargs)
         assert image_embeds is not None
         image_embeds = normalize(image_embeds)
         anchors = self.anchors if self.training and labels is not None else None
@@ -445,3 +457,24 @@ class PeftModelForPromptedImageClassification(PeftModel):
             save_file({name: tensor.cpu() for name, tensor in self.basis.state_dict().items()}, folder / BASIS_FILE)
         if self.tokenizer is not None and hasattr(self.tokenizer, "save_pretrained"):
             self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
+
+    def export(self, path: str | os.PathLike, format: str, **options: Any) -> Any:
+        """Write the prompt for people without this package.
+
+        Args:
+            path: a folder.
+            format: "merged" (`export_merged`), "trainable_tokens" (`export_trainable_tokens`), "text_embeddings"
+                (`export_text_embeddings`) or "onnx" (`export_onnx`).
+            options: of that function, such as `class_names` or `image_processor`.
+
+        Returns:
+            What that function returns.
+
+        Raises:
+            ValueError: an unknown format, or what that function raises.
+        """
+        from hf_methods.subpt.export_subpt import EXPORTS  # it imports this file
+
+        if format not in EXPORTS:
+            raise ValueError(f"`format` must be one of {', '.join(EXPORTS)}, got {format!r}.")
+        return EXPORTS[format](self, path, **options)

@@ -19,10 +19,11 @@ from tiny_subpt import (
     WIDTH,
     images,
     make_clip,
+    make_clipseg,
     make_open_clip,
+    make_owlvit,
     make_siglip,
     make_tokenizer,
-    spread,
 )
 from transformers import AutoModelForZeroShotImageClassification, CLIPModel, CLIPTextModelWithProjection
 
@@ -247,7 +248,10 @@ def test_open_clip_pools_at_the_end_of_text_and_is_put_back(custom, how, eos):
 
 def test_a_tokenizer_with_another_end_of_text_is_refused():
     model = get_peft_model(make_clip(), SubPTConfig(n_ctx=4, eos_token_id=7))
-    with pytest.raises(ValueError, match=r"end-of-text id 7, which the rows \[0, 1, 2, 3, 4\] don't have: the tokenizer doesn't give it"):
+    with pytest.raises(
+        ValueError,
+        match=r"end-of-text id 7, which the rows \[0, 1, 2, 3, 4\] don't have: the tokenizer doesn't give it",
+    ):
         model.set_classes(NAMES, make_tokenizer())
 
 
@@ -727,19 +731,6 @@ def test_a_configuration_goes_through_json(tmp_path):
 # --- OwlViT, CLIPSeg ------------------------------------------------------------------------------------------------
 
 
-def make_owlvit():
-    from transformers import OwlViTConfig, OwlViTForObjectDetection
-
-    text = dict(
-        hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        vocab_size=len(make_tokenizer()), max_position_embeddings=24,
-    )  # fmt: skip
-    vision = dict(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
-    )
-    return spread(OwlViTForObjectDetection(OwlViTConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)))
-
-
 def test_a_detector_that_pools_at_the_largest_id_needs_reserved_slots():
     with pytest.raises(ValueError, match="OwlViTForObjectDetection pools text at the largest id.*'reserved'"):
         get_peft_model(make_owlvit(), SubPTConfig(n_ctx=4))
@@ -774,18 +765,7 @@ def test_clips_control_bytes_are_the_reserved_slots():
 
 
 def test_a_segmentation_model_takes_learned_prompts():
-    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
-
-    text = dict(
-        hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        vocab_size=len(make_tokenizer()), max_position_embeddings=24, eos_token_id=2,
-    )  # fmt: skip
-    vision = dict(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=16, patch_size=8
-    )
-    config = CLIPSegConfig(text_config=text, vision_config=vision, projection_dim=DIM, extract_layers=[1, 2, 3])
-    config.reduce_dim, config.decoder_num_attention_heads, config.decoder_intermediate_size = 8, 2, 16
-    model = get_peft_model(spread(CLIPSegForImageSegmentation(config)), SubPTConfig(n_ctx=4, init_std=0.3))
+    model = get_peft_model(make_clipseg(), SubPTConfig(n_ctx=4, init_std=0.3))
     ids = model.prompt_ids(["cat", "dog"], make_tokenizer())
     pixel_values = images(2)
     # With `input_ids` CLIPSeg encodes text without a gradient: to train, give it the features.
