@@ -37,7 +37,7 @@ from hf_methods.subpt.peft_config_subpt import PEFT_NAME, TASK, SubPTConfig
 from hf_methods.subpt.peft_model_subpt import PeftModelForPromptedImageClassification
 from hf_methods.subpt.peft_tuner_subpt import SubPTLayer, SubPTModel
 from hf_methods.subpt.prompts_subpt import extend_tokenizer, prompt_template
-from hf_methods.subpt.subspace_subpt import Basis, SubspaceProjector, compute_basis, random_basis
+from hf_methods.subpt.subspace_subpt import Basis, SubspaceCollector, SubspaceProjector, compute_basis, random_basis
 from hf_methods.subpt.templates_subpt import DATASET_TEMPLATES, IMAGENET_TEMPLATES
 from hf_methods.subpt.training_subpt import SubPTFitOutput, SubPTTrainer, classification_accuracy
 

@@ -626,8 +626,59 @@ def test_what_can_not_be_merged_is_refused(tmp_path):
     quantised = make_model()
     layer = quantised.prompt_layer
     layer.base_layer.weight = torch.nn.Parameter(layer.base_layer.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match="dtype torch.int8; dequantise"):
+    with pytest.raises(ValueError, match="quantised embedding.*dtype torch.int8.*; dequantise"):
         layer.merge()
+
+
+def test_a_quantised_embedding_is_read_but_not_merged_into():
+    torchao = pytest.importorskip("torchao.quantization")
+    base = make_clip()
+    expected = make_model().encode_classes()
+    is_tokens = lambda module, name: isinstance(module, torch.nn.Embedding) and "token" in name  # noqa: E731
+    torchao.quantize_(base.text_model.embeddings, torchao.Int8WeightOnlyConfig(), filter_fn=is_tokens)
+    model = make_model(lambda: base)
+    with torch.no_grad():
+        model.context.copy_(make_model().context)
+    assert (model.encode_classes() - expected).abs().max() < 0.05
+    with pytest.raises(ValueError, match=r"quantised embedding \(Int8Tensor of dtype torch.float32\); dequantise"):
+        model.merge_adapter()
+
+
+def test_a_merged_adapter_gives_way_to_another_one():
+    model = make_model(seed=0).eval()
+    torch.manual_seed(1)
+    model.add_adapter("second", SubPTConfig(n_ctx=4, init_std=0.3))
+    expected = {}
+    for name in ("second", "default"):
+        model.set_adapter(name)
+        expected[name] = model.encode_classes().detach()
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="while they are merged"):
+        model.delete_adapter("default")
+    with model.disable_adapter(), pytest.raises(ValueError, match="context tokens needs its adapter"):
+        model.prompt_layer(model.class_input_ids)
+    with pytest.warns(UserWarning, match="Unmerging the model first"):
+        model.set_adapter("second")  # the ids of both are the same, the rows are not
+    torch.testing.assert_close(model.encode_classes().detach(), expected["second"], rtol=0, atol=0)
+    model.set_adapter("default")
+    torch.testing.assert_close(model.encode_classes().detach(), expected["default"], rtol=0, atol=0)
+
+
+def test_a_context_that_is_not_contiguous_is_stored(tmp_path):
+    model = make_model().eval()
+    model.context.data = model.context.data.t().contiguous().t()
+    assert not model.context.is_contiguous()
+    model.save_pretrained(tmp_path)
+    loaded = AutoPromptModel.from_pretrained(tmp_path, base_model=make_clip())
+    torch.testing.assert_close(loaded.context, model.context, rtol=0, atol=0)
+
+
+def test_rows_without_an_end_of_text_are_named():
+    model = make_model()
+    ids = model.class_input_ids.clone()
+    ids[[1, 3]] = ids[[1, 3]].masked_fill(ids[[1, 3]] == make_tokenizer().eos_token_id, 5)
+    with pytest.raises(ValueError, match=r"which the rows \[1, 3\] don't have"):
+        model.encode_prompts(ids)
 
 
 # --- precision ------------------------------------------------------------------------------------------------------
@@ -832,8 +883,9 @@ def test_prompts_that_are_too_long_name_the_class_or_are_cut():
 
 def test_bad_calls_name_the_argument():
     model = get_peft_model(make_clip(), SubPTConfig(n_ctx=4))
-    with pytest.raises(ValueError, match="no classes are set"):
-        model(images())
+    for labels in (None, torch.arange(4)):
+        with pytest.raises(ValueError, match="no classes are set"):
+            model(images(), labels=labels)
     with pytest.raises(ValueError, match="no classes are set"):
         model.encode_classes()
     with pytest.raises(ValueError, match="no tokenizer is known"):

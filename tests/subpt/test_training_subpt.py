@@ -5,17 +5,19 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from test_adapter_subpt import make_model
-from tiny_subpt import DIM, NAMES, OTHERS, embeddings, images, make_clip, make_tokenizer
+from tiny_subpt import DIM, NAMES, OTHERS, WIDTH, embeddings, images, make_clip, make_tokenizer
 from torch.nn.functional import cross_entropy
-from transformers import TrainerCallback, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 
 from hf_methods.args import parse_args_and_config
-from hf_methods.subpt import SubPTConfig, nfl_loss
+from hf_methods.subpt import SubPTConfig, SubspaceCollector, nfl_loss
 from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments, coop_learning_rate, early_epochs
 from hf_methods.subpt.subspace_subpt import project
 from hf_methods.subpt.training_subpt import SubPTTrainer, classification_accuracy
@@ -158,16 +160,15 @@ def outside(displacement, basis):
 
 def test_the_collected_snapshots_are_those_of_the_whole_run(tmp_path):
     plain = make_trainer(tmp_path, subspace_rank=0)
-    contexts = []
-
-    class Ends(TrainerCallback):
-        def on_epoch_end(self, args, state, control, model=None, **kwargs):
-            contexts.append(model.context.detach().flatten().clone())
-
-    plain.add_callback(Ends())
+    collector = SubspaceCollector(plain.prompt_model.context)
+    with pytest.raises(ValueError, match="no snapshots yet; train some epochs"):
+        collector.basis(2)
+    plain.add_callback(collector)
     plain.fit()
     output = make_trainer(tmp_path).fit()
-    assert torch.equal(output.snapshots, torch.stack(contexts[:4])) and len(contexts) == 6
+    assert torch.equal(output.snapshots, torch.stack(collector.snapshots[:4])) and len(collector.snapshots) == 6
+    del collector.snapshots[4:]
+    assert torch.equal(collector.basis(2).components, output.basis.components)
 
 
 def test_the_cost_is_that_of_the_early_epochs_and_one_run(tmp_path):
@@ -562,9 +563,43 @@ def test_bad_models_are_named(tmp_path):
     frozen.context.requires_grad_(False)
     with pytest.raises(ValueError, match="is_trainable=True"):
         make_trainer(tmp_path, frozen)
+    merged = make_model()
+    merged.merge_adapter()
+    with pytest.raises(ValueError, match="the context is merged.*unmerge_adapter"):
+        make_trainer(tmp_path, merged)
+    with pytest.raises(
+        ValueError, match=rf"`subspace_rank` = 200 is more than the 128 values of the context \(4, {WIDTH}\)"
+    ):
+        make_trainer(tmp_path, subspace_rank=200, subspace_epochs=300, num_train_epochs=300)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1)
     with pytest.raises(ValueError, match="optimizer_cls_and_kwargs"):
         SubPTTrainer(make_model(), make_arguments(tmp_path), optimizers=(optimizer, None))
+
+
+@pytest.mark.parametrize("plugin", ["fsdp", "deepspeed"])
+def test_shards_are_refused_wherever_they_are_asked_for(tmp_path, monkeypatch, plugin):
+    """A launcher's configuration reaches the accelerator past the arguments."""
+    real = Trainer.create_accelerator_and_postprocess
+
+    def launched(self):
+        real(self)
+        self.is_fsdp_enabled = plugin == "fsdp"
+        if plugin == "deepspeed":
+            stage3 = property(lambda state: SimpleNamespace(zero_stage=3))
+            monkeypatch.setattr(AcceleratorState, "deepspeed_plugin", stage3)
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", launched)
+    with pytest.raises(ValueError, match="FSDP and ZeRO-3 would cut the context into shards"):
+        make_trainer(tmp_path)
+
+
+def test_a_run_goes_on_with_steps_of_the_same_number_of_examples_only(tmp_path):
+    options = dict(save_strategy="epoch", subspace_rank=0)
+    broken = make_trainer(tmp_path, callbacks=[Interrupt(5)], **options)
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit()
+    with pytest.raises(ValueError, match="trained with 8 examples a step, now it would be 4"):
+        make_trainer(tmp_path, per_device_train_batch_size=4, **options).fit(resume=True)
 
 
 @pytest.mark.parametrize(
