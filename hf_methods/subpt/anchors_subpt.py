@@ -52,7 +52,7 @@ class Anchors(nn.Module):
         if per_step is not None and per_step < 1:
             raise ValueError(f"`per_step` must be at least 1, got {per_step}.")
         nfl_loss(targets[:1], targets[:1], kind)
-        self.weight, self.kind, self.per_step = float(weight), kind, per_step
+        self.names, self.weight, self.kind, self.per_step = names, float(weight), kind, per_step
         position = {name: index for index, name in enumerate(class_names)}
         of_class = torch.tensor([position.get(name, -1) for name in names], device=class_input_ids.device)
         # Class-specific contexts have ids for the classes only, whose rows are never read here.

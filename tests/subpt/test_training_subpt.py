@@ -399,6 +399,19 @@ def test_anchors_on_classes_and_others_are_in_their_order(tmp_path):
     torch.testing.assert_close(targets, model.encode_templates(names, ["a {}."]), rtol=0, atol=0)
 
 
+def test_anchors_follow_the_classes():
+    """An anchor that shared a class's features has its own ones when that class goes."""
+    model, targets = make_model().train(), torch.nn.functional.normalize(torch.randn(2, DIM), dim=-1)
+    model.set_anchors(["dog", "yak"], targets)
+    assert model.anchors.of_class.tolist() == [1, -1]
+    before = model(image_embeds=embeddings(1), labels=torch.zeros(1, dtype=torch.int64)).nfl_loss
+    for names in (["yak", "bee"], OTHERS):
+        model.set_classes(names)
+        assert model.anchors.of_class.tolist() == [-1, names.index("yak")]
+        after = model(image_embeds=embeddings(1), labels=torch.zeros(1, dtype=torch.int64)).nfl_loss
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+
 def test_a_subset_of_the_names_has_the_gradient_of_all_on_average():
     model = make_model().train()
     targets = model.encode_templates(OTHERS, ["a {}."])
