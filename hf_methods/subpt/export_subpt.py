@@ -101,8 +101,12 @@ def export_trainable_tokens(model: PeftModelForPromptedImageClassification, fold
     stock: Any = get_peft_model(base, TrainableTokensConfig(token_indices=ids, target_modules=[name]))
     stock.peft_config["default"].base_model_name_or_path = config.base_model_name_or_path
     tower = name.removesuffix(".embeddings.token_embedding")
+    text = TEMPLATE_OF_EACH_CLASS if config.class_specific else ONE_TEMPLATE
     readme = TRAINABLE_TOKENS_README.format(
-        tower=tower, size=len(extended), eos=config.eos_token_id, template=prompt_template(config)
+        tower=tower,
+        size=len(extended),
+        eos=config.eos_token_id,
+        text=text.format(template=prompt_template(config), n_ctx=config.n_ctx),
     )
 
     def save(aside: Path) -> None:
@@ -124,9 +128,15 @@ model.{tower}.resize_token_embeddings({size}, mean_resizing=False)
 model.{tower}.eos_token_id = {eos}  # where text is pooled; 2 would pool at the largest id, a context token
 model = PeftModel.from_pretrained(model, adapter)
 tokenizer = AutoTokenizer.from_pretrained(adapter, subfolder="tokenizer")
-text = "{template}".format(class_name)
+text = {text}
 ```
 """
+ONE_TEMPLATE = '"{template}".format(class_name)'
+TEMPLATE_OF_EACH_CLASS = """re.sub(
+    r"<\\|ctx_(\\d+)\\|>",  # each class, numbered as in training, has its own context tokens
+    lambda token: f"<|ctx_{{int(token[1]) + {n_ctx} * class_number}}|>",
+    "{template}",
+).format(class_name)"""
 
 
 @torch.no_grad()

@@ -664,6 +664,33 @@ def test_a_merged_adapter_gives_way_to_another_one():
     torch.testing.assert_close(model.encode_classes().detach(), expected["default"], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("merged_before", [False, True])
+def test_the_named_adapter_is_merged_whichever_is_active_or_merged(merged_before):
+    model = make_model(seed=0).eval()
+    torch.manual_seed(1)
+    model.add_adapter("second", SubPTConfig(n_ctx=6, init_std=0.3))
+    model.set_adapter("second")
+    ids, expected = model.class_input_ids, model.encode_classes().detach()
+    model.set_adapter("default")
+    if merged_before:
+        model.merge_adapter()
+    merged = model.merge_and_unload(adapter_names=["second"])
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(encode_text(merged, merged.text_model, ids), dim=-1)
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-6)
+    assert merged.config.text_config.vocab_size == len(make_tokenizer()) + 6
+
+
+def test_a_class_specific_context_is_merged_with_the_rows_of_all_classes():
+    model = make_model(class_specific=True, class_names=NAMES).eval()
+    ids, expected = model.class_input_ids, model.encode_classes().detach()
+    merged = model.merge_and_unload()
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(encode_text(merged, merged.text_model, ids), dim=-1)
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-6)
+    assert merged.config.text_config.vocab_size == len(make_tokenizer()) + 4 * len(NAMES)
+
+
 def test_a_context_that_is_not_contiguous_is_stored(tmp_path):
     model = make_model().eval()
     model.context.data = model.context.data.t().contiguous().t()

@@ -6,6 +6,7 @@
 import copy
 import hashlib
 import json
+import re
 
 import pytest
 import torch
@@ -98,6 +99,21 @@ def test_stock_peft_loads_the_context_as_trainable_tokens(tmp_path):
         features = loaded.get_base_model().get_text_features(ids).pooler_output
     torch.testing.assert_close(torch.nn.functional.normalize(features, dim=-1), expected, rtol=0, atol=1e-5)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 6000
+
+
+def test_the_prompts_of_a_class_specific_adapter_are_those_of_its_readme(tmp_path):
+    model = make_model(class_specific=True, class_names=NAMES).eval()
+    model.export(tmp_path / "adapter", "trainable_tokens")
+    code = (tmp_path / "adapter" / "README.md").read_text().split("```")[1]
+    assignment = code[code.index("text = ") :]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "adapter", subfolder="tokenizer")
+    texts = []
+    for class_number, class_name in enumerate(CLEAN):
+        scope = {"re": re, "class_number": class_number, "class_name": class_name}
+        exec(assignment, scope)  # noqa: S102 - our own README
+        texts.append(scope["text"])
+    ids = tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
+    assert torch.equal(ids, model.class_input_ids) and len(set(texts)) == len(NAMES)
 
 
 @pytest.mark.parametrize("maker", [make_clip, make_open_clip])
