@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from peft import TrainableTokensConfig, get_peft_model
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from hf_methods.checkpoints import atomic_save, atomic_write_text
 from hf_methods.subpt.peft_model_subpt import PeftModelForPromptedImageClassification
@@ -186,7 +186,7 @@ class _Logits(nn.Module):
         super().__init__()
         self.classifier = classifier
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.classifier(pixel_values).logits
 
 
