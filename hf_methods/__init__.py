@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from hf_methods.cpe import CPEConfig, CPEForImageClassification, make_longtail_ssl_splits
+from hf_methods.cpe import CPEConfig, CPEForImageClassification
 from hf_methods.cross_teaching import (
     CrossTeachingConfig,
     CrossTeachingModel,
@@ -33,6 +33,7 @@ from hf_methods.softmax1 import (
 
 
 if TYPE_CHECKING:
+    from hf_methods.cpe.data_cpe import make_longtail_ssl_splits
     from hf_methods.cpe.training_cpe import CPETrainer, CPETrainingArguments
     from hf_methods.cross_teaching.training_cross_teaching import CrossTeachingTrainer, CrossTeachingTrainingArguments
     from hf_methods.subpt import (
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     )
 
 __version__ = version("hf_methods")
-# Imported when first used: transformers' Trainer and PEFT import much. `hf_methods.subpt` registers its adapters then.
+# Imported when first used: transformers' Trainer, PEFT and `datasets` import much. `hf_methods.subpt` registers its adapters then.
 _LAZY = {
     "AutoPromptModel": "hf_methods.subpt",
     "CPETrainer": "hf_methods.cpe.training_cpe",
@@ -59,6 +60,7 @@ _LAZY = {
     "SubPTTrainingArguments": "hf_methods.subpt",
     "SubspaceProjector": "hf_methods.subpt",
     "compute_basis": "hf_methods.subpt",
+    "make_longtail_ssl_splits": "hf_methods.cpe.data_cpe",
 }
 __all__ = [
     "AutoPromptModel",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#6b7280"
+BLUE, ORANGE, GREY, LIGHT_GREY = "#2563eb", "#ea580c", "#6b7280", "#d1d5db"
 COLUMNS = 6  # heat maps in a row, at most
 
 

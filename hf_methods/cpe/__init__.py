@@ -11,7 +11,6 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_methods.cpe.configuration_cpe import CPEConfig
 from hf_methods.cpe.conversion_cpe import convert_official_checkpoint
-from hf_methods.cpe.data_cpe import make_longtail_ssl_splits
 from hf_methods.cpe.image_processing_cpe import CPEImageProcessor, CPEImageProcessorPil
 from hf_methods.cpe.modeling_cpe import CPEForImageClassification, CPEModel
 from hf_methods.cpe.normalization_cpe import ClasswiseBatchNorm
@@ -19,6 +18,7 @@ from hf_methods.cpe.pipeline_cpe import TASK, CPEImageClassificationPipeline
 
 
 if TYPE_CHECKING:
+    from hf_methods.cpe.data_cpe import make_longtail_ssl_splits
     from hf_methods.cpe.training_cpe import CPETrainer, CPETrainingArguments
 
 
@@ -44,4 +44,6 @@ if TASK not in PIPELINE_REGISTRY.get_supported_tasks():  # a second registration
 def __getattr__(name: str) -> Any:
     if name in ("CPETrainer", "CPETrainingArguments"):  # transformers' Trainer imports much, PEFT among it
         return getattr(import_module("hf_methods.cpe.training_cpe"), name)
+    if name == "make_longtail_ssl_splits":  # so does `datasets`
+        return getattr(import_module("hf_methods.cpe.data_cpe"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from hf_methods.plotting import BLUE, GREY, ORANGE, new_figure
+from hf_methods.plotting import BLUE, GREY, LIGHT_GREY, ORANGE, new_figure
 from hf_methods.report import Section, text_table, write_report
 
 
@@ -22,6 +22,7 @@ ARMS = {  # name: options of train.py
     "FixMatch": ["--taus", "0", "--use_cbn", "false", "--unsup_reduction", "batch"],
     "FixMatch + LA": ["--taus", "1", "--use_cbn", "false", "--unsup_reduction", "batch"],
     "CPE": [],
+    "CPE, batch normaliser": ["--unsup_reduction", "batch"],
 }
 FIGURES = {
     "balanced_accuracy": "balanced accuracy",
@@ -38,7 +39,7 @@ CAPTION = (
 
 
 def run_demo(out: Path, steps: int) -> str:
-    """Train the three arms for a moment, and put them beside the trained checkpoint's figures.
+    """Train the arms for a moment, and put them beside the trained checkpoint's figures.
 
     Args:
         out: folder of `report.html` and the plot.
@@ -92,13 +93,13 @@ def plot_groups(columns: dict[str, dict[str, list]]):
     figure, (axis,) = new_figure(9, 3.6)
     groups = ("head", "medium", "tail")
     width = 0.8 / len(columns)
-    colors = [GREY, ORANGE, BLUE]
+    colors = [LIGHT_GREY, GREY, ORANGE, BLUE]
     for i, (name, figures) in enumerate(columns.items()):
         places = [place + (i - (len(columns) - 1) / 2) * width for place in range(len(groups))]
         heights = [100 * figures[group][0] for group in groups]
         errors = [100 * (figures[group][1] or 0) for group in groups]
         is_trained = name.endswith("trained")
-        axis.bar(places, heights, 0.9 * width, yerr=errors if is_trained else None, label=name, color=colors[i % 3],
+        axis.bar(places, heights, 0.9 * width, yerr=errors if is_trained else None, label=name, color=colors[i % len(colors)],
                  alpha=1 if is_trained else 0.4)  # fmt: skip
     axis.set(ylabel="accuracy, %", ylim=(0, 100))
     axis.set_xticks(range(len(groups)), [f"{group} classes" for group in groups])

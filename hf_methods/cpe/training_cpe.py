@@ -32,6 +32,7 @@ from hf_methods.cpe.ema_cpe import ParameterEMA
 from hf_methods.cpe.losses_cpe import REDUCTIONS
 from hf_methods.cpe.modeling_cpe import CPEForImageClassification
 from hf_methods.cpe.normalization_cpe import ClasswiseBatchNorm
+from hf_methods.resume import ExamplesPerStep
 
 
 logger = logging.get_logger(__name__)
@@ -221,6 +222,7 @@ class CPETrainer(Trainer):
         self.ema = ParameterEMA(model, args.ema_decay, args.ema_buffers == "average") if args.ema_decay else None
         if self.ema is not None:
             self.add_callback(EMACallback(self.ema))
+        self.add_callback(ExamplesPerStep())
         self._last_augmented = (-1, 0)  # step, micro-batch
         self._mean_and_std: tuple[Tensor, Tensor] | None = None
 

@@ -12,17 +12,19 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_methods.checkpoints import write_json
-from hf_methods.softmax1.data_softmax1 import token_blocks
 from hf_methods.softmax1.modeling_softmax1 import EAGER, FAST
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass
@@ -125,7 +127,7 @@ def _nll(logits: Tensor, ids: Tensor) -> Tensor:
 
 def inspect_model(
     model: PreTrainedModel | str,
-    dataset: Dataset | Iterable[str] | Tensor,
+    dataset: "Dataset | Iterable[str] | Tensor",
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     seq_len: int = 256,
@@ -190,6 +192,10 @@ def _as_blocks(dataset, tokenizer, seq_len, add_bos) -> Tensor:
         return dataset
     if tokenizer is None:
         raise ValueError("texts need a `tokenizer`; or pass token ids (blocks, seq_len).")
+    from datasets import Dataset  # slow to import
+
+    from hf_methods.softmax1.data_softmax1 import token_blocks
+
     texts = dataset["text"] if isinstance(dataset, Dataset) else dataset
     return token_blocks(texts, tokenizer, seq_len, add_bos)
 

@@ -15,6 +15,11 @@ from hf_methods.subpt.subspace_subpt import PROJECTION_MODES
 # README of the published code: epochs of the early phase by shots.
 EARLY_EPOCHS_BY_SHOTS = {1: 10, 2: 20, 4: 30, 8: 40, 16: 50}
 
+NO_SHARDS = (
+    "FSDP and ZeRO-3 would cut the context into shards, which can't be projected; it is tiny and the rest is frozen: use "
+    "DDP."
+)
+
 
 def coop_learning_rate(epoch: int, num_epochs: int, learning_rate: float, warmup: float = 1e-5) -> float:
     """CoOp's schedule: one epoch at `warmup`, then a cosine by epochs.
@@ -135,8 +140,5 @@ class SubPTTrainingArguments(TrainingArguments):
                 )
         if self.nfl_weight < 0:
             raise ValueError(f"`nfl_weight` must be 0 or more, got {self.nfl_weight}.")
-        if self.fsdp or (self.deepspeed and "3" in str(self.hf_deepspeed_config.config.get("zero_optimization", ""))):
-            raise ValueError(
-                "FSDP and ZeRO-3 would cut the context into shards, which can't be projected; it is tiny and the rest is "
-                "frozen: use DDP."
-            )
+        if self.fsdp:
+            raise ValueError(NO_SHARDS)

@@ -17,13 +17,13 @@ def check_has_classifier(base: nn.Module) -> None:
     """Refuse a base model whose image tower the classifier can't hold.
 
     Raises:
-        ValueError: not CLIP or SigLIP of transformers.
+        ValueError: not CLIP, MetaCLIP 2, SigLIP or SigLIP 2 of transformers.
     """
     vision_config = getattr(getattr(base, "config", None), "vision_config", None)
     if getattr(vision_config, "model_type", None) not in VISION_TYPES:
         raise ValueError(
-            f"a classifier can be built from CLIP and SigLIP of transformers, got {type(base).__name__}; for others "
-            "use `encode_classes` and `encode_images`."
+            f"a classifier can be built from CLIP, MetaCLIP 2, SigLIP and SigLIP 2 of transformers, got "
+            f"{type(base).__name__}; for others use `encode_classes` and `encode_images`."
         )
 
 
@@ -31,13 +31,13 @@ def classifier_from(base: Any, names: list[str], features: Tensor) -> PromptedIm
     """A classifier with a copy of the image tower of `base`, in its dtype and on its device.
 
     Args:
-        base: HF CLIP or SigLIP, see `check_has_classifier`.
+        base: HF CLIP, MetaCLIP 2, SigLIP or SigLIP 2, see `check_has_classifier`.
         names: of the classes.
         features: (classes, dim), normalised; kept in float32 on a half-precision model too.
     """
-    is_clip = base.config.vision_config.model_type == "clip_vision_model"
+    is_projected = hasattr(base, "visual_projection")
     settings = base.config.vision_config.to_dict()
-    if is_clip:
+    if is_projected:
         settings["projection_dim"] = base.projection_dim
     config = PromptedImageClassifierConfig(
         vision_config=settings,
@@ -48,7 +48,7 @@ def classifier_from(base: Any, names: list[str], features: Tensor) -> PromptedIm
     classifier: Any = PromptedImageClassifier(config)
     classifier.to(features.device, base.dtype)
     tower = base.vision_model.state_dict()
-    if is_clip:
+    if is_projected:
         tower = {f"vision_model.{name}": tensor for name, tensor in tower.items()}
         tower["visual_projection.weight"] = base.visual_projection.weight
     classifier.vision_tower.load_state_dict(tower)

@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 
-VISION_TYPES = ("clip_vision_model", "siglip_vision_model")
+VISION_TYPES = ("clip_vision_model", "metaclip_2_vision_model", "siglip_vision_model", "siglip2_vision_model")
 
 
 @strict
@@ -18,7 +18,7 @@ class PromptedImageClassifierConfig(PreTrainedConfig):
 
     Args:
         vision_config (`dict`, *optional*): the configuration of the image tower, with its `model_type`: one of
-            "clip_vision_model" and "siglip_vision_model". The default is CLIP's default tower.
+            `VISION_TYPES`. The default is CLIP's default tower.
         embed_dim (`int`, *optional*, defaults to 512): size of the common space of images and texts.
 
     The names of the classes are `id2label`, as in every image classifier.

@@ -9,7 +9,16 @@ Needs neither PEFT nor a text tower: one pass of the image tower and one (batch,
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    MetaClip2VisionConfig,
+    MetaClip2VisionModelWithProjection,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 
@@ -18,7 +27,9 @@ from .configuration_subpt import PromptedImageClassifierConfig
 
 VISION_TOWERS = {
     "clip_vision_model": (CLIPVisionConfig, CLIPVisionModelWithProjection),
+    "metaclip_2_vision_model": (MetaClip2VisionConfig, MetaClip2VisionModelWithProjection),
     "siglip_vision_model": (SiglipVisionConfig, SiglipVisionModel),
+    "siglip2_vision_model": (Siglip2VisionConfig, Siglip2VisionModel),
 }
 
 
@@ -57,8 +68,9 @@ class PromptedImageClassifier(PreTrainedModel):
         """Classify images.
 
         Args:
-            pixel_values: (batch, 3, height, width).
+            pixel_values: (batch, 3, height, width), or patches (SigLIP 2).
             labels: (batch,), int64; gives `loss`, the cross entropy.
+            kwargs: of the image tower, such as SigLIP 2's `pixel_attention_mask` and `spatial_shapes`.
 
         Returns:
             `logits` (batch, classes) in float32.
@@ -69,8 +81,7 @@ class PromptedImageClassifier(PreTrainedModel):
         if pixel_values is None:
             raise ValueError("`pixel_values` is missing.")
         output = self.vision_tower(pixel_values=pixel_values, **kwargs)
-        is_clip = isinstance(self.vision_tower, CLIPVisionModelWithProjection)
-        features = output.image_embeds if is_clip else output.pooler_output
+        features = output.image_embeds if "image_embeds" in output else output.pooler_output
         image_embeds = F.normalize(features.float(), dim=-1)
         logits = image_embeds @ self.class_weight.float().T + self.class_bias.float()
         loss = None if labels is None else F.cross_entropy(logits, labels)

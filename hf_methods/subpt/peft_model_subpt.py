@@ -11,27 +11,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
+from hf_methods.subpt.anchors_subpt import Anchors
 from hf_methods.subpt.classifier_subpt import check_has_classifier, classifier_from
-from hf_methods.subpt.losses_subpt import average_templates, nfl_loss, normalize
+from hf_methods.subpt.losses_subpt import nfl_loss, normalize
 from hf_methods.subpt.modeling_subpt import PromptedImageClassifier
-from hf_methods.subpt.peft_config_subpt import SubPTConfig
-from hf_methods.subpt.peft_tuner_subpt import SubPTLayer
-from hf_methods.subpt.prompts_subpt import build_prompt_ids, build_text_ids, check_class_names, load_tokenizer
+from hf_methods.subpt.peft_prompts_subpt import PeftModelWithPrompts
+from hf_methods.subpt.prompts_subpt import check_class_names
 from hf_methods.subpt.subspace_subpt import Basis
-from hf_methods.subpt.towers_subpt import (
-    encode_image,
-    encode_text,
-    is_causal,
-    logit_scale_and_bias,
-    max_text_length,
-    text_owner,
-)
+from hf_methods.subpt.towers_subpt import encode_image, logit_scale_and_bias
 
 
 BASIS_FILE = "subspace.safetensors"
@@ -58,7 +50,7 @@ class PromptedClassifierOutput(ModelOutput):
     text_embeds: Tensor | None = None
 
 
-class PeftModelForPromptedImageClassification(PeftModel):
+class PeftModelForPromptedImageClassification(PeftModelWithPrompts):
     """A CLIP-like model whose prompts have a learned context: CoOp's model, with NFL's loss in training.
 
     Give it class names, then images: the logits are those of CLIP with the learned prompts. The base model stays in
@@ -70,239 +62,43 @@ class PeftModelForPromptedImageClassification(PeftModel):
         >>> model(pixel_values).logits  # (batch, 2)
 
     Args:
-        model: HF CLIP, SigLIP or an open_clip model.
+        model: HF CLIP, MetaCLIP 2, SigLIP, SigLIP 2, or an open_clip model.
         peft_config: `SubPTConfig`.
         adapter_name: name of the first adapter.
         kwargs: of `PeftModel`.
 
     Attributes:
-        class_chunk_size: prompts that are encoded at once in training; None: all. Smaller values recompute the text tower
-            in the backward pass, chunk by chunk, with the same gradient: the memory of a chunk for one more forward pass.
         basis: the subspace that the context was trained in, or None; saved and loaded with the adapter.
     """
 
     def __init__(self, model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs: Any):
         super().__init__(model, peft_config, adapter_name, **kwargs)
-        self.tokenizer: Any = None
-        self.class_names: list[str] | None = None
-        self.class_chunk_size: int | None = None
         self.basis: Basis | None = None
-        self.nfl_weight = 0.0
-        self.nfl_kind = "cosine"
-        self.anchors_per_step: int | None = None
-        # Ids are buffers: nn.DataParallel would cut a batch field into pieces.
-        self.class_input_ids: Tensor | None
-        self.register_buffer("class_input_ids", None, persistent=False)
-        self.anchor_input_ids: Tensor | None
-        self.anchor_targets: Tensor | None
-        self.anchor_class: Tensor | None
-        self.register_buffer("anchor_input_ids", None, persistent=False)
-        self.register_buffer("anchor_targets", None, persistent=False)
-        self.register_buffer("anchor_class", None, persistent=False)
-        self._class_options: dict[str, bool] = {}
-        self._cached: tuple[tuple, Tensor] | None = None
-        self.train(self.training)
-
-    # --- the parts of the model -------------------------------------------------------------------------------------
-
-    @property
-    def prompt_layer(self) -> SubPTLayer:
-        """The layer with the contexts of all adapters."""
-        return next(module for module in self.base_model.modules() if isinstance(module, SubPTLayer))
-
-    @property
-    def context(self) -> nn.Parameter:
-        """The active adapter's context, (M, width) or (C * M, width)."""
-        return self.prompt_layer.subpt_ctx[self.active_adapter]
-
-    @property
-    def text_tower(self) -> nn.Module:
-        """The base model's text tower."""
-        return text_owner(self.get_base_model(), self.prompt_layer)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the token embedding."""
-        return self.prompt_layer.base_layer.weight.device
-
-    @property
-    def prompt_config(self) -> SubPTConfig:
-        """Configuration of the active adapter."""
-        config = self.peft_config[self.active_adapter]
-        assert isinstance(config, SubPTConfig)
-        return config
-
-    def train(self, mode: bool = True) -> "PeftModelForPromptedImageClassification":
-        """Training mode for NFL's loss only; the base model stays in evaluation mode."""
-        self.training = mode
-        self.base_model.eval()
-        return self
-
-    # --- class names ------------------------------------------------------------------------------------------------
+        self.anchors: Anchors | None = None
 
     def set_classes(
         self, class_names: Sequence[str], tokenizer: Any = None, *, truncation: bool = False, full_length: bool = False
     ) -> None:
-        """Choose the classes; any names, except for a class-specific context.
-
-        Args:
-            class_names: names in the order of their labels.
-            tokenizer: of transformers or open_clip; default: the one given before, else that of the base model.
-            truncation: cut names that are too long.
-            full_length: rows of the tower's full length instead of the longest prompt's; the features are the same.
-
-        Raises:
-            ValueError: bad names, a prompt that is too long, or a tokenizer whose end-of-text is not the one that the
-                text tower pools at.
-        """
-        names = check_class_names(class_names)
-        ids = self.prompt_ids(names, tokenizer, truncation=truncation, full_length=full_length)
-        self.class_names, self.class_input_ids = names, ids
-        self._class_options = {"truncation": truncation, "full_length": full_length}
-        self._cached = None
-
-    def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
-        """As `PeftModel.set_adapter`; the classes stay, with the other adapter's prompts. Anchors go.
-
-        A class-specific context takes other classes than its own away: set them again.
-        """
-        before = self.active_adapter
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
-        if adapter_name != before:
-            self._prompt_classes_anew()
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """As `PeftModel.delete_adapter`; the classes stay, with the prompts of the adapter that is active then."""
-        before = self.active_adapter
-        super().delete_adapter(adapter_name)
-        if self.active_adapter != before:
-            self._prompt_classes_anew()
+        """As `PeftModelWithPrompts.set_classes`; anchors that are set stay, and share the features of the new classes."""
+        super().set_classes(class_names, tokenizer, truncation=truncation, full_length=full_length)
+        if (old := self.anchors) is not None:
+            self.set_anchors(old.names, old.targets, weight=old.weight, kind=old.kind, per_step=old.per_step)
 
     def _prompt_classes_anew(self) -> None:
-        names, self.class_names, self.class_input_ids, self._cached = self.class_names, None, None, None
-        self.set_anchors(None)
-        if names is None or self.active_adapter not in self.peft_config:
-            return
-        if not self.prompt_config.class_specific or names == self.prompt_config.class_names:
-            self.set_classes(names, **self._class_options)
+        self.anchors = None  # another adapter's
+        super()._prompt_classes_anew()
 
-    def prompt_ids(
-        self, names: Sequence[str], tokenizer: Any = None, *, truncation: bool = False, full_length: bool = False
-    ) -> Tensor:
-        """Token ids (n, length) of the prompts of `names`, on the model's device; arguments as for `set_classes`."""
-        tower = self.text_tower
-        ids = build_prompt_ids(
-            self.prompt_config,
-            names,
-            self._get_tokenizer(tokenizer),
-            max_length=max_text_length(tower),
-            pad_to_max_length=full_length or not is_causal(tower),
-            truncation=truncation,
-        )
-        eos = self.prompt_config.eos_token_id
-        if eos is not None and not (ids == eos).any(-1).all():
-            raise ValueError(
-                f"the text tower pools at the end-of-text id {eos}, which the tokenizer doesn't give; use the base model's "
-                "tokenizer, or set `eos_token_id` in the configuration."
-            )
-        return ids.to(self.device)
-
-    def _get_tokenizer(self, tokenizer: Any = None) -> Any:
-        if tokenizer is not None:
-            self.tokenizer = tokenizer
-        elif self.tokenizer is None:
-            self.tokenizer = load_tokenizer(self.prompt_config)
-        return self.tokenizer
-
-    # --- features ---------------------------------------------------------------------------------------------------
-
-    def encode_prompts(self, input_ids: Tensor, chunk_size: int | None = None) -> Tensor:
-        """Normalised text features of prompts, in float32.
-
-        Args:
-            input_ids: (n, length), of `prompt_ids`.
-            chunk_size: prompts at once. With a gradient each chunk is recomputed in the backward pass.
-
-        Returns:
-            (n, dim).
-        """
-        base, tower = self.get_base_model(), self.text_tower
-        if chunk_size is None or len(input_ids) <= chunk_size:
-            return normalize(encode_text(base, tower, input_ids))
-        chunks = input_ids.split(chunk_size)
-        if not torch.is_grad_enabled():
-            return torch.cat([normalize(encode_text(base, tower, chunk)) for chunk in chunks])
-        # The features are small: only the tower's activations are thrown away. Those of the last chunk are not: the
-        # backward pass begins with it, so keeping them costs no memory at its peak and saves a forward pass.
-        kept = [
-            checkpoint(encode_text, base, tower, chunk, use_reentrant=False, preserve_rng_state=False)
-            for chunk in chunks[:-1]
-        ]
-        return normalize(torch.cat([*kept, encode_text(base, tower, chunks[-1])]))
-
-    def encode_classes(self, class_names: Sequence[str] | None = None, *, chunk_size: int | None = None) -> Tensor:
-        """Normalised text features (C, dim) of class names, float32; of the classes that are set by default.
-
-        Where no gradient is needed the features of the set classes are computed once and kept until the context, the
-        classes, the adapter, the dtype or the device change.
-
-        Args:
-            class_names: other names.
-            chunk_size: prompts at once, default `class_chunk_size`.
-
-        Raises:
-            ValueError: no classes are set and no names given.
-        """
-        chunk_size = chunk_size if chunk_size is not None else self.class_chunk_size
-        if class_names is not None:
-            return self.encode_prompts(self.prompt_ids(class_names), chunk_size)
-        if self.class_input_ids is None:
-            raise ValueError("no classes are set; call `set_classes(names, tokenizer)` first.")
-        if torch.is_grad_enabled():
-            return self.encode_prompts(self.class_input_ids, chunk_size)
-        layer, context = self.prompt_layer, self.context
-        weight = layer.base_layer.weight
-        key = (layer.active_context, id(context), context._version, context.dtype, weight.dtype, weight.device)
-        if self._cached is None or self._cached[0] != key:
-            self._cached = key, self.encode_prompts(self.class_input_ids, chunk_size)
-        return self._cached[1]
+    # --- images -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Normalised image features (batch, dim), float32, without gradient: the image tower is frozen."""
-        return normalize(encode_image(self.get_base_model(), pixel_values))
-
-    @torch.no_grad()
-    def encode_templates(
-        self, names: Sequence[str], templates: Sequence[str], tokenizer: Any = None, *, chunk_size: int = 256
-    ) -> Tensor:
-        """Features of names with hand-written prompts, without the learned context: zero-shot CLIP's classifier.
-
-        The normalised mean over the templates of normalised features (`zsclip.py` of the published code).
+    def encode_images(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
+        """Normalised image features (batch, dim), float32, without gradient: the image tower is frozen.
 
         Args:
-            names: names.
-            templates: each with one `{}`.
-            tokenizer: as for `set_classes`.
-            chunk_size: texts at once.
-
-        Returns:
-            (len(names), dim), float32.
-
-        Raises:
-            ValueError: bad names or templates.
+            pixel_values: as the model's image processor gives them.
+            kwargs: what else it gives, as SigLIP 2's `pixel_attention_mask` and `spatial_shapes`.
         """
-        names = check_class_names(names, "names")
-        if not templates or any(template.count("{}") != 1 for template in templates):
-            raise ValueError(f"each template must have one {{}}, got {list(templates)}.")
-        tower, tokenizer = self.text_tower, self._get_tokenizer(tokenizer)
-        texts = [template.replace("{}", name) for template in templates for name in names]
-        ids = build_text_ids(
-            texts, tokenizer, max_length=max_text_length(tower), pad_to_max_length=not is_causal(tower)
-        ).to(self.device)
-        with self.disable_adapter():
-            features = self.encode_prompts(ids, chunk_size)
-        return average_templates(features.view(len(templates), len(names), -1))
+        return normalize(encode_image(self.get_base_model(), pixel_values, **kwargs))
 
     @torch.no_grad()
     def build_classifier(
@@ -320,7 +116,7 @@ class PeftModelForPromptedImageClassification(PeftModel):
             `PromptedImageClassifier` with the base model's dtype and device, `id2label` being the names.
 
         Raises:
-            ValueError: no classes, or a base model that is not CLIP or SigLIP of transformers.
+            ValueError: no classes, or a base model that is not CLIP, MetaCLIP 2, SigLIP or SigLIP 2 of transformers.
         """
         check_has_classifier(self.get_base_model())
         names = self.class_names if class_names is None else check_class_names(class_names)
@@ -353,48 +149,17 @@ class PeftModelForPromptedImageClassification(PeftModel):
                 or `per_step` below 1.
         """
         if names is None or weight == 0:
-            self.nfl_weight, self.anchor_input_ids, self.anchor_targets, self.anchor_class = 0.0, None, None, None
+            self.anchors = None
             return
-        names = check_class_names(names, "names")
         if self.class_names is None or self.class_input_ids is None:
             raise ValueError("no classes are set; call `set_classes(names, tokenizer)` before `set_anchors`.")
+        names = check_class_names(names, "names")
         if self.prompt_config.class_specific and (others := sorted(set(names) - set(self.class_names))):
             raise ValueError(f"NFL needs one context for all names, a class-specific one has none for {others}.")
-        if weight < 0:
-            raise ValueError(f"the weight of NFL can't be negative, got {weight}.")
-        if targets is None or len(targets) != len(names):
-            raise ValueError(f"there are {len(names)} names and {0 if targets is None else len(targets)} targets.")
-        if per_step is not None and per_step < 1:
-            raise ValueError(f"`per_step` must be at least 1, got {per_step}.")
-        nfl_loss(targets[:1], targets[:1], kind)
-        position = {name: index for index, name in enumerate(self.class_names)}
-        self.anchor_class = torch.tensor([position.get(name, -1) for name in names], device=self.device)
-        # Class-specific contexts have ids for the classes only, which `anchor_class` takes all.
-        new = [name for name in names if name not in position]
-        ids = self.class_input_ids.new_zeros(len(names), 1)
-        if new:
-            new_ids = self.prompt_ids(new)
-            ids = ids.expand(-1, new_ids.shape[1]).clone()
-            ids[self.anchor_class < 0] = new_ids
-        self.anchor_input_ids = ids
-        self.anchor_targets = targets.detach().to(self.device, torch.float32)
-        self.nfl_weight, self.nfl_kind, self.anchors_per_step = float(weight), kind, per_step
-
-    def _encode_classes_and_anchors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of the classes, and features and targets of this step's anchors, in one pass of the text tower."""
-        ids, of_class, targets = self.anchor_input_ids, self.anchor_class, self.anchor_targets
-        class_ids = self.class_input_ids
-        assert ids is not None and of_class is not None and targets is not None and class_ids is not None
-        if self.anchors_per_step is not None and self.anchors_per_step < len(ids):
-            chosen = torch.randperm(len(ids))[: self.anchors_per_step].to(ids.device)
-            ids, of_class, targets = ids[chosen], of_class[chosen], targets[chosen]
-        is_new = of_class.lt(0)
-        num_classes, length = len(class_ids), max(class_ids.shape[1], ids.shape[1])
-        # A row may be filled up with anything behind its end of text: its last token is there already.
-        rows = [F.pad(part, (0, length - part.shape[1])) for part in (class_ids, ids[is_new])]
-        features = self.encode_prompts(torch.cat(rows), self.class_chunk_size)
-        where = torch.where(is_new, num_classes - 1 + is_new.cumsum(0), of_class)
-        return features[:num_classes], features[where], targets
+        self.anchors = Anchors(
+            names, targets, self.class_names, self.class_input_ids, self.prompt_ids,
+            weight=weight, kind=kind, per_step=per_step,
+        )  # fmt: skip
 
     # --- forward ----------------------------------------------------------------------------------------------------
 
@@ -410,12 +175,12 @@ class PeftModelForPromptedImageClassification(PeftModel):
         """Classify images among the set classes.
 
         Args:
-            pixel_values: (batch, 3, height, width).
+            pixel_values: (batch, 3, height, width), or patches (SigLIP 2).
             labels: (batch,), int64; gives `loss`.
             input_ids: (texts, length): the call goes to the base model with all arguments but `labels`.
             attention_mask: with `input_ids`.
             image_embeds: (batch, dim) instead of `pixel_values`, such as cached features; normalised here.
-            kwargs: of the base model, with `input_ids`.
+            kwargs: of the base model with `input_ids`, else of its image tower.
 
         Returns:
             `PromptedClassifierOutput`, or what the base model returns.
@@ -439,12 +204,14 @@ class PeftModelForPromptedImageClassification(PeftModel):
         if labels is not None:
             self._check_labels(labels, len(self.class_input_ids))
         if pixel_values is not None:
-            image_embeds = self.encode_images(pixel_values)
+            image_embeds = self.encode_images(pixel_values, **kwargs)
         assert image_embeds is not None
         image_embeds = normalize(image_embeds)
-        anchored = self.training and labels is not None and self.nfl_weight > 0
-        if anchored:
-            text_embeds, anchor_features, targets = self._encode_classes_and_anchors()
+        anchors = self.anchors if self.training and labels is not None else None
+        if anchors is not None:
+            text_embeds, anchor_features, targets = anchors.encode(
+                self.class_input_ids, self.encode_prompts, self.class_chunk_size
+            )
         else:
             text_embeds = self.encode_classes()
         scale, bias = logit_scale_and_bias(self.get_base_model())
@@ -455,10 +222,10 @@ class PeftModelForPromptedImageClassification(PeftModel):
         if labels is not None:
             loss = F.cross_entropy(logits, labels)
             output.ce_loss = loss.detach()
-            if anchored:
-                anchor_loss = nfl_loss(anchor_features, targets, self.nfl_kind)
+            if anchors is not None:
+                anchor_loss = nfl_loss(anchor_features, targets, anchors.kind)
                 output.nfl_loss = anchor_loss.detach()
-                loss = loss + self.nfl_weight * anchor_loss
+                loss = loss + anchors.weight * anchor_loss
             output.loss = loss
         return output
 
@@ -492,3 +259,24 @@ class PeftModelForPromptedImageClassification(PeftModel):
             save_file({name: tensor.cpu() for name, tensor in self.basis.state_dict().items()}, folder / BASIS_FILE)
         if self.tokenizer is not None and hasattr(self.tokenizer, "save_pretrained"):
             self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
+
+    def export(self, path: str | os.PathLike, format: str, **options: Any) -> Any:
+        """Write the prompt for people without this package.
+
+        Args:
+            path: a folder.
+            format: "merged" (`export_merged`), "trainable_tokens" (`export_trainable_tokens`), "text_embeddings"
+                (`export_text_embeddings`) or "onnx" (`export_onnx`).
+            options: of that function, such as `class_names` or `image_processor`.
+
+        Returns:
+            What that function returns.
+
+        Raises:
+            ValueError: an unknown format, or what that function raises.
+        """
+        from hf_methods.subpt.export_subpt import EXPORTS  # it imports this file
+
+        if format not in EXPORTS:
+            raise ValueError(f"`format` must be one of {', '.join(EXPORTS)}, got {format!r}.")
+        return EXPORTS[format](self, path, **options)

@@ -102,7 +102,8 @@ class SubPTLayer(nn.Module, BaseTunerLayer):
         """
         name = self.active_context
         if name is None:
-            size = self.base_layer.num_embeddings
+            own = self._unmerged_weight if self.disable_adapters and self._unmerged_weight is not None else None
+            size = self.base_layer.num_embeddings if own is None else len(own)
             if not torch.compiler.is_compiling() and input_ids.numel() and int(input_ids.max()) >= size:
                 raise ValueError(
                     f"the ids go up to {int(input_ids.max())}, the embedding has {size} rows: a prompt with context "
@@ -134,9 +135,11 @@ class SubPTLayer(nn.Module, BaseTunerLayer):
         if name not in self.subpt_ctx:
             return
         weight = self.base_layer.weight
-        if not weight.is_floating_point():
+        # Quantised weights are integers, or a class of their own that says it is floating-point (torchao, quanto).
+        if not weight.is_floating_point() or type(weight) not in (Tensor, nn.Parameter):
             raise ValueError(
-                f"a prompt can't be merged into an embedding of dtype {weight.dtype}; dequantise it first."
+                f"a prompt can't be merged into a quantised embedding ({type(weight).__name__} of dtype {weight.dtype}); "
+                "dequantise it first."
             )
         context, first = self.subpt_ctx[name].detach(), self.first_ctx_token_id[name]
         if safe_merge and not context.isfinite().all():

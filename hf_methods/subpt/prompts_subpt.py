@@ -9,7 +9,7 @@ the class name, and any other template, are an order of tokens here.
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,8 @@ def context_positions(template: str, n_ctx: int) -> list[str | int]:
         if number % 2:
             pieces.append(int(piece))
         elif piece.strip():
-            pieces.append(piece.strip())
+            # The space between a context token and a word stays: some tokenizers (Gemma's, of SigLIP 2) read it.
+            pieces.append((" " if number and piece[0].isspace() else "") + piece.strip())
     used = {piece for piece in pieces if isinstance(piece, int)}
     if used != set(range(n_ctx)):
         wrong, missing = sorted(used - set(range(n_ctx))), sorted(set(range(n_ctx)) - used)
@@ -108,6 +109,8 @@ class PromptTokenizer:
         prefix, suffix: special tokens around a text.
         pad_token_id: fills up rows.
         eos_token_id: the end-of-text token.
+        padding_side: "right" or "left".
+        clean: what is done to a text first (open_clip's SigLIP drops punctuation); None: nothing.
     """
 
     tokenizer: Any
@@ -115,6 +118,8 @@ class PromptTokenizer:
     suffix: tuple[int, ...]
     pad_token_id: int
     eos_token_id: int | None
+    padding_side: str = "right"
+    clean: Callable[[str], str] | None = None
 
     @classmethod
     def wrap(cls, tokenizer: Any) -> "PromptTokenizer":
@@ -128,6 +133,7 @@ class PromptTokenizer:
         if hasattr(tokenizer, "sot_token_id") and hasattr(tokenizer, "encode"):  # open_clip's SimpleTokenizer
             eot = tokenizer.eot_token_id
             return cls(tokenizer, (tokenizer.sot_token_id,), (eot,), 0, eot)
+        clean = getattr(tokenizer, "clean_fn", None)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             inner = getattr(tokenizer, "tokenizer", None)  # a processor, or open_clip's HFTokenizer
             if not isinstance(inner, PreTrainedTokenizerBase):
@@ -141,10 +147,13 @@ class PromptTokenizer:
         whole = tokenizer("a")["input_ids"]
         start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
         prefix, suffix = tuple(whole[:start]), tuple(whole[start + len(bare) :])
-        return cls(tokenizer, prefix, suffix, tokenizer.pad_token_id, tokenizer.eos_token_id)
+        pad, eos, side = tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.padding_side
+        return cls(tokenizer, prefix, suffix, pad, eos, side, clean)
 
     def encode(self, text: str) -> list[int]:
         """The tokens of `text`, without special ones."""
+        if self.clean is not None:
+            text = " " * text.startswith(" ") + self.clean(text)
         if isinstance(self.tokenizer, PreTrainedTokenizerBase):
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return list(self.tokenizer.encode(text))
@@ -188,29 +197,31 @@ def build_prompt_ids(
     tokenizer: Any,
     *,
     max_length: int,
-    pad_to_max_length: bool = False,
+    padding: str | None = None,
     truncation: bool = False,
 ) -> Tensor:
     """Token ids of the prompts of `names`.
 
     Rows are as long as the longest one: with a causal text tower that pools at the end of text, what comes after it is
-    never read. A bidirectional tower needs `pad_to_max_length`.
+    never read. A bidirectional tower needs `padding`, on the side where it was trained with it.
 
     Args:
         config: of an adapter that was made, so that `first_ctx_token_id` is known.
         names: class names; with `class_specific` those of the configuration, in their order.
         tokenizer: of transformers or open_clip.
         max_length: positions of the text tower.
-        pad_to_max_length: fill rows up to `max_length`.
+        padding: fill rows up to `max_length`: "right", "left", or "tokenizer" for the tokenizer's side.
         truncation: cut names that are too long instead of an error; the end of the prompt stays.
 
     Returns:
         (len(names), length), int64.
 
     Raises:
-        ValueError: bad names, names of other classes with `class_specific`, or a prompt that is too long.
+        ValueError: bad names, names of other classes with `class_specific`, a prompt that is too long, or words whose
+            tokens are the context's (ids that overlap, or a control character where slots are reserved).
     """
     assert config.first_ctx_token_id is not None and config.n_ctx is not None
+    context_ids = range(config.first_ctx_token_id, config.first_ctx_token_id + config.num_ctx_tokens)
     names = check_class_names(names)
     if config.class_specific and names != config.class_names:
         raise ValueError(
@@ -226,7 +237,17 @@ def build_prompt_ids(
         def tokens(name: str, first: int = first) -> list[int]:
             body: list[int] = []
             for piece in pieces:
-                body += [first + piece] if isinstance(piece, int) else wrapped.encode(piece.replace("{}", name))
+                if isinstance(piece, int):
+                    body.append(first + piece)
+                    continue
+                words = wrapped.encode(piece.replace("{}", name))
+                if taken := sorted(set(words) & set(context_ids)):
+                    raise ValueError(
+                        f"the tokens {taken} of {piece.replace('{}', name)!r} are the context's own ids "
+                        f"{context_ids.start}..{context_ids.stop - 1}; give another `first_ctx_token_id`, or the name "
+                        "without control characters."
+                    )
+                body += words
             return [*wrapped.prefix, *body, *wrapped.suffix]
 
         row = tokens(name)
@@ -241,17 +262,15 @@ def build_prompt_ids(
                 f"{max_length} positions of the text tower; shorten the name, lower `n_ctx` or give `truncation=True`."
             )
         rows.append(row)
-    return pad_rows(rows, wrapped, max_length if pad_to_max_length else None)
+    return pad_rows(rows, wrapped, max_length, padding)
 
 
-def build_text_ids(
-    texts: Sequence[str], tokenizer: Any, *, max_length: int, pad_to_max_length: bool = False
-) -> Tensor:
+def build_text_ids(texts: Sequence[str], tokenizer: Any, *, max_length: int, padding: str | None = None) -> Tensor:
     """Token ids of ordinary texts, such as hand-written prompts.
 
     Args:
         texts: the texts; those that are too long are cut, their end token stays.
-        tokenizer, max_length, pad_to_max_length: as for `build_prompt_ids`.
+        tokenizer, max_length, padding: as for `build_prompt_ids`.
 
     Returns:
         (len(texts), length), int64.
@@ -259,13 +278,43 @@ def build_text_ids(
     wrapped = PromptTokenizer.wrap(tokenizer)
     room = max_length - len(wrapped.prefix) - len(wrapped.suffix)
     rows = [[*wrapped.prefix, *wrapped.encode(text)[:room], *wrapped.suffix] for text in texts]
-    return pad_rows(rows, wrapped, max_length if pad_to_max_length else None)
+    return pad_rows(rows, wrapped, max_length, padding)
 
 
-def pad_rows(rows: Sequence[Sequence[int]], tokenizer: PromptTokenizer, length: int | None = None) -> Tensor:
-    """Rows of one length: that of the longest, or `length`."""
-    length = length or max(map(len, rows))
-    return torch.tensor([[*row, *[tokenizer.pad_token_id] * (length - len(row))] for row in rows])
+def pad_rows(
+    rows: Sequence[Sequence[int]], tokenizer: PromptTokenizer, max_length: int, padding: str | None
+) -> Tensor:
+    """Rows of one length: that of the longest, filled up at the right, or with `padding` that of `max_length`."""
+    length = max_length if padding else max(map(len, rows))
+    side = tokenizer.padding_side if padding == "tokenizer" else padding or "right"
+    filled = []
+    for row in rows:
+        pads = [tokenizer.pad_token_id] * (length - len(row))
+        filled.append([*pads, *row] if side == "left" else [*row, *pads])
+    return torch.tensor(filled)
+
+
+def check_ends(input_ids: Tensor, eos_token_id: int | None) -> None:
+    """Each row must have the token that the text tower pools at: it would pool the first one instead, in silence.
+
+    Looked at on the CPU, where it waits for nothing.
+
+    Args:
+        input_ids: (n, length).
+        eos_token_id: where the tower pools; None: elsewhere.
+
+    Raises:
+        ValueError: rows without it.
+    """
+    if eos_token_id is None or input_ids.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    has_end = (input_ids == eos_token_id).any(-1)
+    if not has_end.all():
+        rows = (~has_end).nonzero().flatten().tolist()
+        raise ValueError(
+            f"the text tower pools at the end-of-text id {eos_token_id}, which the rows {rows[:8]} don't have: the "
+            "tokenizer doesn't give it. Use the base model's tokenizer, or set `eos_token_id` in the configuration."
+        )
 
 
 def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, config: "SubPTConfig") -> PreTrainedTokenizerBase:
@@ -290,6 +339,6 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, config: "SubPTConfig") 
         )
     tokenizer = copy.deepcopy(tokenizer)
     names = [ctx_token(index) for index in range(config.num_ctx_tokens)]
-    tokenizer.add_tokens([AddedToken(name, lstrip=True, rstrip=True, normalized=False) for name in names])
+    tokenizer.add_tokens([AddedToken(name, lstrip=True, rstrip=False, normalized=False) for name in names])
     assert tokenizer.convert_tokens_to_ids(names[0]) == config.first_ctx_token_id
     return tokenizer

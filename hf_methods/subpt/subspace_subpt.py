@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import TrainerCallback
 
 
 PROJECTION_MODES = ("grad", "update")
@@ -133,6 +134,45 @@ def project(tensor: Tensor, components: Tensor) -> Tensor:
         flat = tensor.reshape(-1).to(dtype)
         components = components.to(flat)
         return ((components @ flat) @ components).reshape(tensor.shape).to(tensor.dtype)
+
+
+class SubspaceCollector(TrainerCallback):
+    """Snapshots of a parameter at the ends of epochs: as a callback of any `Trainer`, or by `take` in a plain loop.
+
+    `SubPTTrainer.fit` needs none: it collects, projects and resumes by itself.
+
+        >>> collector = SubspaceCollector(model.context)
+        >>> Trainer(model, args, callbacks=[collector]).train()
+        >>> basis = collector.basis(rank=10)
+
+    Args:
+        param: the parameter, d values.
+
+    Attributes:
+        snapshots: one (d,) float32 tensor on the CPU for each epoch.
+    """
+
+    def __init__(self, param: nn.Parameter):
+        self.param = param
+        self.snapshots: list[Tensor] = []
+
+    def take(self) -> None:
+        """Add a snapshot."""
+        self.snapshots.append(self.param.detach().flatten().float().cpu().clone())
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        """Add the snapshot of an epoch."""
+        self.take()
+
+    def basis(self, rank: int, center: bool = True) -> Basis:
+        """`compute_basis` of the snapshots.
+
+        Raises:
+            ValueError: no snapshots, or as `compute_basis`.
+        """
+        if not self.snapshots:
+            raise ValueError("there are no snapshots yet; train some epochs with the collector, or call `take`.")
+        return compute_basis(torch.stack(self.snapshots), rank, center)
 
 
 class SubspaceProjector:

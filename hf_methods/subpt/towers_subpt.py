@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 # Models that pool text at the largest id whatever their configuration says: ids behind the vocabulary would be pooled.
 POOL_AT_LARGEST_ID = ("owlvit", "owlv2")
+# Models that pool at `eos_token_id` whatever it is; for the others an id of 2 means "at the largest id" (CLIP's history).
+POOL_AT_ANY_EOS = ("metaclip_2",)
 BIDIRECTIONAL = ("siglip", "siglip2")
 
 
@@ -70,7 +73,9 @@ def largest_id_is_fixed(owner: nn.Module) -> bool:
 def pools_at_largest_id(owner: nn.Module) -> bool:
     """Whether the tower pools at the largest id now."""
     attributes = pooling_attributes(owner)
-    return attributes is not None and getattr(owner, attributes[0]) in ("argmax", 2)
+    if attributes is None or model_type(owner) in POOL_AT_ANY_EOS:
+        return False
+    return getattr(owner, attributes[0]) in ("argmax", 2)
 
 
 def is_causal(owner: nn.Module) -> bool:
@@ -104,6 +109,30 @@ def encode_text(model: nn.Module, owner: nn.Module, input_ids: Tensor) -> Tensor
     return _pooled(clip.get_text_features(input_ids=input_ids))
 
 
+def encode_text_in_chunks(model: nn.Module, owner: nn.Module, input_ids: Tensor, chunk_size: int | None) -> Tensor:
+    """`encode_text` of `chunk_size` rows at once; with a gradient each chunk is recomputed in the backward pass.
+
+    Args:
+        model, owner, input_ids: as for `encode_text`.
+        chunk_size: rows at once; None: all.
+
+    Returns:
+        (n, dim), not normalised.
+    """
+    if chunk_size is None or len(input_ids) <= chunk_size:
+        return encode_text(model, owner, input_ids)
+    chunks = input_ids.split(chunk_size)
+    if not torch.is_grad_enabled():
+        return torch.cat([encode_text(model, owner, chunk) for chunk in chunks])
+    # The features are small: only the tower's activations are thrown away. Those of the last chunk are not: the
+    # backward pass begins with it, so keeping them costs no memory at its peak and saves a forward pass.
+    kept = [
+        checkpoint(encode_text, model, owner, chunk, use_reentrant=False, preserve_rng_state=False)
+        for chunk in chunks[:-1]
+    ]
+    return torch.cat([*kept, encode_text(model, owner, chunks[-1])])
+
+
 def _open_clip_text_features(owner: Any, input_ids: Tensor) -> Tensor:
     # open_clip's `encode_text` adds all positions and masks all pairs: it takes rows of the full length only.
     if getattr(owner, "cls_emb", None) is not None or getattr(owner, "use_pad_mask", False):
@@ -126,11 +155,26 @@ def _open_clip_text_features(owner: Any, input_ids: Tensor) -> Tensor:
     return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
 
 
-def encode_image(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Image features (batch, dim), not normalised, of an HF or open_clip model."""
+def encode_image(model: nn.Module, pixel_values: Tensor, **kwargs: Any) -> Tensor:
+    """Image features (batch, dim), not normalised, of an HF or open_clip model.
+
+    Args:
+        model: the model.
+        pixel_values: as its image processor gives them.
+        kwargs: what else the image tower needs, such as SigLIP 2's `pixel_attention_mask` and `spatial_shapes`.
+
+    Raises:
+        ValueError: SigLIP 2's patches without what belongs to them.
+    """
     if hasattr(model, "get_image_features"):
-        return _pooled(model.get_image_features(pixel_values=pixel_values))  # type: ignore[operator]
-    return model.encode_image(pixel_values)  # type: ignore[operator]
+        has_patches = model.config.model_type == "siglip2"  # type: ignore[union-attr]
+        if has_patches and not kwargs.keys() >= {"pixel_attention_mask", "spatial_shapes"}:
+            raise ValueError(
+                "SigLIP 2 needs `pixel_attention_mask` and `spatial_shapes` beside `pixel_values`; its image processor "
+                "gives them."
+            )
+        return _pooled(model.get_image_features(pixel_values=pixel_values, **kwargs))  # type: ignore[operator]
+    return model.encode_image(pixel_values, **kwargs)  # type: ignore[operator]
 
 
 def logit_scale_and_bias(model: nn.Module) -> tuple[Tensor, Tensor | None]:

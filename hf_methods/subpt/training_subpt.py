@@ -22,7 +22,8 @@ from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments, coop_learning_rate
+from hf_methods.resume import ExamplesPerStep
+from hf_methods.subpt.arguments_subpt import NO_SHARDS, SubPTTrainingArguments, coop_learning_rate
 from hf_methods.subpt.peft_model_subpt import PeftModelForPromptedImageClassification
 from hf_methods.subpt.prompts_subpt import check_class_names
 from hf_methods.subpt.subspace_subpt import Basis, SubspaceProjector, compute_basis, random_basis
@@ -70,7 +71,8 @@ class SubPTTrainer(Trainer):
         kwargs: of `Trainer`, except `optimizers`: each phase makes its own.
 
     Raises:
-        ValueError: no classes, a model of another kind, a frozen context, NFL without names, or `optimizers`.
+        ValueError: no classes, a model of another kind, a frozen or merged context, a rank above its size, NFL
+            without names, `optimizers`, FSDP or ZeRO-3.
     """
 
     args: SubPTTrainingArguments
@@ -85,6 +87,13 @@ class SubPTTrainer(Trainer):
             raise ValueError("the model has no classes; call `model.set_classes(names, tokenizer)` first.")
         if not model.context.requires_grad:
             raise ValueError("the context is frozen; load the adapter with `is_trainable=True`.")
+        if model.prompt_layer.merged:
+            raise ValueError("the context is merged into the embedding; call `model.unmerge_adapter()` to train it.")
+        if args.subspace_rank > model.context.numel():
+            raise ValueError(
+                f"`subspace_rank` = {args.subspace_rank} is more than the {model.context.numel()} values of the context "
+                f"{tuple(model.context.shape)}; lower it."
+            )
         if kwargs.get("optimizers", (None, None)) != (None, None):
             raise ValueError(
                 "each phase makes its own optimizer; give `optimizer_cls_and_kwargs` instead of `optimizers`."
@@ -98,6 +107,10 @@ class SubPTTrainer(Trainer):
                 stacklevel=2,
             )
         super().__init__(model, args, **kwargs)
+        # Both may come from the launcher's configuration as well as from `args`.
+        deepspeed = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if self.is_fsdp_enabled or (deepspeed is not None and deepspeed.zero_stage == 3):
+            raise ValueError(NO_SHARDS)
         self.prompt_model = model
         model.class_chunk_size = args.class_chunk_size
         if model.prompt_config.class_names is None:  # the adapter remembers what it was trained on
@@ -109,6 +122,7 @@ class SubPTTrainer(Trainer):
         self._parts: dict[str, list[Tensor]] = {"ce_loss": [], "nfl_loss": []}
         self._set_anchors()
         self.add_callback(_Phase(self))
+        self.add_callback(ExamplesPerStep())
 
     def _set_anchors(self) -> None:
         args, model = self.args, self.prompt_model
@@ -145,7 +159,7 @@ class SubPTTrainer(Trainer):
                 resumed equals one that was not.
 
         Raises:
-            ValueError: snapshots that span too few directions.
+            ValueError: snapshots that span too few directions, or a checkpoint whose steps had another number of examples.
         """
         args, context = self.args, self.prompt_model.context
         start, collect_metrics = context.detach().clone(), {}

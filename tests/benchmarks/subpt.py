@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Costs of prompt tuning as ratios in one run: CoOp, SubPT, NFL, CoCoOp, the speed levers, a whole fit.
+"""Costs of prompt tuning as ratios in one run: CoOp, SubPT, NFL, CoCoOp, the speed levers, a whole fit, the import.
 
 python tests/benchmarks/subpt.py
 
@@ -9,10 +9,13 @@ python tests/benchmarks/subpt.py
 ViT-B/32's: 12 layers and 8 heads at a quarter of its width, 77 positions, CLIP's vocabulary of 49408.
 """
 
+import subprocess
+import sys
 import tempfile
 import time
 import weakref
 from pathlib import Path
+from statistics import median
 
 import torch
 from peft import get_peft_model
@@ -163,7 +166,19 @@ def benchmark_chunks() -> dict:
     for name, size in memory.items():
         results[name]["peak_bytes"] = size
         results[name]["memory_ratio"] = round(size / memory["all classes"], 3)
+    whole, chunked = gradients(models["all classes"]), gradients(models["chunks of 1/8"])
+    results["relative difference of the gradients"] = float((whole - chunked).norm() / whole.norm())
     return results
+
+
+def gradients(model) -> torch.Tensor:
+    """Of the context, on the same features and labels from the same values."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.context.normal_(std=0.02)
+    model.context.grad = None
+    step_of(model, torch.optim.SGD([model.context], 0.0))()
+    return model.context.grad
 
 
 def benchmark_classifier() -> dict:
@@ -205,7 +220,7 @@ def benchmark_fit() -> dict:
             )  # fmt: skip
             SubPTTrainer(make_model(), arguments, train_dataset=rows).fit()
 
-    times = time_together({"CoOp": lambda: fit(0), "SubPT": lambda: fit(2)}, repeats=3, warm_up=0)
+    times = time_together({"CoOp": lambda: fit(0), "SubPT": lambda: fit(2)}, repeats=5, warm_up=1)
     return {**times, "of the epochs": 1.3}
 
 
@@ -218,6 +233,24 @@ def adapter_bytes() -> dict:
     return {"file": size, "context": 4 * model.context.numel()}
 
 
+IMPORT_CODE = """
+import time
+start = time.perf_counter()
+import peft
+middle = time.perf_counter()
+import hf_methods.subpt
+print(middle - start, time.perf_counter() - middle)
+"""
+
+
+def benchmark_import() -> dict:
+    """Goal 9: what importing the method adds to importing PEFT, seconds in a process of its own."""
+    command = [sys.executable, "-c", IMPORT_CODE]
+    outputs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(6)]
+    peft_seconds, subpt_seconds = zip(*(map(float, output.split()) for output in outputs[1:]))
+    return {"peft_seconds": round(median(peft_seconds), 3), "subpt_seconds": round(median(subpt_seconds), 3)}
+
+
 def main() -> None:
     start = time.time()
     torch.set_num_threads(1)
@@ -227,6 +260,7 @@ def main() -> None:
         "classifier": benchmark_classifier(),
         "fit": benchmark_fit(),
         "adapter_bytes": adapter_bytes(),
+        "import": benchmark_import(),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     write_results(RESULTS, seeds=[0], data={}, wall_seconds=time.time() - start, threads=1, **results)

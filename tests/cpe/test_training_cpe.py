@@ -421,6 +421,13 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
         one, two = (load_file(tmp_path / folder / file) for folder in ("one", "two"))
         assert differing(one, two, tolerance=1e-10) == []
         assert any(one[name].abs().max() > 0 for name in one if "bias" in name)
+    # What two processes began one goes on with, if it takes the images of both.
+    checkpoint = str(tmp_path / "two" / "checkpoint-2")
+    main(tmp_path / "again", 8, checkpoint)
+    one, again = (load_file(tmp_path / folder / "model.safetensors") for folder in ("one", "again"))
+    assert differing(one, again, tolerance=1e-10) == []
+    with pytest.raises(ValueError, match="with 8 examples a step, now it would be 4 .* product is 8"):
+        main(tmp_path / "refused", 4, checkpoint)
 
 
 def test_synchronisation_takes_all_batch_norms_or_says_why_not():
@@ -437,12 +444,13 @@ def test_synchronisation_takes_all_batch_norms_or_says_why_not():
     assert vit.classwise_norm.synchronize
 
 
-def main(folder, batch_size):
+def main(folder, batch_size, checkpoint=None):
     trainer = make_trainer(
         folder, make_model(backbone_config=VIT).double(), per_device_train_batch_size=int(batch_size),
-        sync_batchnorm=True, normalizer_scope="global", save_ema_as_main=False, max_steps=4,
+        sync_batchnorm=True, normalizer_scope="global", save_ema_as_main=False, max_steps=4, save_strategy="steps",
+        save_steps=2,
     )  # fmt: skip
-    trainer.train()
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(folder)
     if trainer.is_world_process_zero():
         trainer.ema.save(Path(folder, "ema.safetensors"))

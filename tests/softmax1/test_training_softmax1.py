@@ -1,14 +1,16 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The recipe, started as its users start it: resume, two processes, streams, and both architectures."""
+"""The recipe: resume, two processes, streams, and both architectures."""
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -40,12 +42,17 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def run(output_dir, corpus, *options, launcher=(sys.executable,)):
-    command = [*launcher, "training/softmax1/train.py", "--config", "training/softmax1/smoke.yaml"]
-    command += ["--corpus", str(corpus), "--vocab_size", "280", "--output_dir", str(output_dir), *options]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+def run(output_dir, corpus, *options, launcher=()):
+    """Run the script in processes of its own if there is a launcher, else, which saves the imports, in this one."""
+    command = ["training/softmax1/train.py", "--config", "training/softmax1/smoke.yaml", "--corpus", str(corpus)]
+    command += ["--vocab_size", "280", "--output_dir", str(output_dir), *options]
+    if launcher:
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run([*launcher, *command], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr[-3000:]
+    else:
+        with mock.patch.object(sys, "argv", command):
+            runpy.run_path(command[0], run_name="__main__")
     return load_file(output_dir / "model.safetensors")
 
 
@@ -61,6 +68,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(optimizer, corpus, t
     (tmp_path / "stopped").mkdir()
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "stopped" / "checkpoint-3")
     halfway = load_file(tmp_path / "stopped" / "checkpoint-3" / "model.safetensors")
+    torch.manual_seed(1)  # as nothing of the first run were left
     resumed = run(tmp_path / "stopped", corpus, *options)
     assert differing(whole, resumed) == [] and differing(whole, halfway)
 

@@ -19,10 +19,11 @@ from tiny_subpt import (
     WIDTH,
     images,
     make_clip,
+    make_clipseg,
     make_open_clip,
+    make_owlvit,
     make_siglip,
     make_tokenizer,
-    spread,
 )
 from transformers import AutoModelForZeroShotImageClassification, CLIPModel, CLIPTextModelWithProjection
 
@@ -247,7 +248,10 @@ def test_open_clip_pools_at_the_end_of_text_and_is_put_back(custom, how, eos):
 
 def test_a_tokenizer_with_another_end_of_text_is_refused():
     model = get_peft_model(make_clip(), SubPTConfig(n_ctx=4, eos_token_id=7))
-    with pytest.raises(ValueError, match="pools at the end-of-text id 7, which the tokenizer doesn't give"):
+    with pytest.raises(
+        ValueError,
+        match=r"end-of-text id 7, which the rows \[0, 1, 2, 3, 4\] don't have: the tokenizer doesn't give it",
+    ):
         model.set_classes(NAMES, make_tokenizer())
 
 
@@ -540,9 +544,9 @@ def test_a_class_specific_adapter_takes_classes_of_others_away():
     model.add_adapter("second", SubPTConfig(n_ctx=2, class_specific=True, class_names=OTHERS))
     model.set_anchors(OTHERS, torch.ones(len(OTHERS), DIM))
     model.set_adapter("default")  # the active one: nothing changes
-    assert model.nfl_weight == 1 and model.class_names is not None
+    assert model.anchors.weight == 1 and model.class_names is not None
     model.set_adapter("second")
-    assert model.class_names is None and model.nfl_weight == 0
+    assert model.class_names is None and model.anchors is None
     with pytest.raises(ValueError, match="no classes are set"):
         model(images())
     model.set_classes(OTHERS)
@@ -622,8 +626,86 @@ def test_what_can_not_be_merged_is_refused(tmp_path):
     quantised = make_model()
     layer = quantised.prompt_layer
     layer.base_layer.weight = torch.nn.Parameter(layer.base_layer.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match="dtype torch.int8; dequantise"):
+    with pytest.raises(ValueError, match="quantised embedding.*dtype torch.int8.*; dequantise"):
         layer.merge()
+
+
+def test_a_quantised_embedding_is_read_but_not_merged_into():
+    torchao = pytest.importorskip("torchao.quantization")
+    base = make_clip()
+    expected = make_model().encode_classes()
+    is_tokens = lambda module, name: isinstance(module, torch.nn.Embedding) and "token" in name  # noqa: E731
+    torchao.quantize_(base.text_model.embeddings, torchao.Int8WeightOnlyConfig(), filter_fn=is_tokens)
+    model = make_model(lambda: base)
+    with torch.no_grad():
+        model.context.copy_(make_model().context)
+    assert (model.encode_classes() - expected).abs().max() < 0.05
+    with pytest.raises(ValueError, match=r"quantised embedding \(Int8Tensor of dtype torch.float32\); dequantise"):
+        model.merge_adapter()
+
+
+def test_a_merged_adapter_gives_way_to_another_one():
+    model = make_model(seed=0).eval()
+    torch.manual_seed(1)
+    model.add_adapter("second", SubPTConfig(n_ctx=4, init_std=0.3))
+    expected = {}
+    for name in ("second", "default"):
+        model.set_adapter(name)
+        expected[name] = model.encode_classes().detach()
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="while they are merged"):
+        model.delete_adapter("default")
+    with model.disable_adapter(), pytest.raises(ValueError, match="context tokens needs its adapter"):
+        model.prompt_layer(model.class_input_ids)
+    with pytest.warns(UserWarning, match="Unmerging the model first"):
+        model.set_adapter("second")  # the ids of both are the same, the rows are not
+    torch.testing.assert_close(model.encode_classes().detach(), expected["second"], rtol=0, atol=0)
+    model.set_adapter("default")
+    torch.testing.assert_close(model.encode_classes().detach(), expected["default"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("merged_before", [False, True])
+def test_the_named_adapter_is_merged_whichever_is_active_or_merged(merged_before):
+    model = make_model(seed=0).eval()
+    torch.manual_seed(1)
+    model.add_adapter("second", SubPTConfig(n_ctx=6, init_std=0.3))
+    model.set_adapter("second")
+    ids, expected = model.class_input_ids, model.encode_classes().detach()
+    model.set_adapter("default")
+    if merged_before:
+        model.merge_adapter()
+    merged = model.merge_and_unload(adapter_names=["second"])
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(encode_text(merged, merged.text_model, ids), dim=-1)
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-6)
+    assert merged.config.text_config.vocab_size == len(make_tokenizer()) + 6
+
+
+def test_a_class_specific_context_is_merged_with_the_rows_of_all_classes():
+    model = make_model(class_specific=True, class_names=NAMES).eval()
+    ids, expected = model.class_input_ids, model.encode_classes().detach()
+    merged = model.merge_and_unload()
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(encode_text(merged, merged.text_model, ids), dim=-1)
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-6)
+    assert merged.config.text_config.vocab_size == len(make_tokenizer()) + 4 * len(NAMES)
+
+
+def test_a_context_that_is_not_contiguous_is_stored(tmp_path):
+    model = make_model().eval()
+    model.context.data = model.context.data.t().contiguous().t()
+    assert not model.context.is_contiguous()
+    model.save_pretrained(tmp_path)
+    loaded = AutoPromptModel.from_pretrained(tmp_path, base_model=make_clip())
+    torch.testing.assert_close(loaded.context, model.context, rtol=0, atol=0)
+
+
+def test_rows_without_an_end_of_text_are_named():
+    model = make_model()
+    ids = model.class_input_ids.clone()
+    ids[[1, 3]] = ids[[1, 3]].masked_fill(ids[[1, 3]] == make_tokenizer().eos_token_id, 5)
+    with pytest.raises(ValueError, match=r"which the rows \[1, 3\] don't have"):
+        model.encode_prompts(ids)
 
 
 # --- precision ------------------------------------------------------------------------------------------------------
@@ -727,19 +809,6 @@ def test_a_configuration_goes_through_json(tmp_path):
 # --- OwlViT, CLIPSeg ------------------------------------------------------------------------------------------------
 
 
-def make_owlvit():
-    from transformers import OwlViTConfig, OwlViTForObjectDetection
-
-    text = dict(
-        hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        vocab_size=len(make_tokenizer()), max_position_embeddings=24,
-    )  # fmt: skip
-    vision = dict(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
-    )
-    return spread(OwlViTForObjectDetection(OwlViTConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)))
-
-
 def test_a_detector_that_pools_at_the_largest_id_needs_reserved_slots():
     with pytest.raises(ValueError, match="OwlViTForObjectDetection pools text at the largest id.*'reserved'"):
         get_peft_model(make_owlvit(), SubPTConfig(n_ctx=4))
@@ -774,18 +843,7 @@ def test_clips_control_bytes_are_the_reserved_slots():
 
 
 def test_a_segmentation_model_takes_learned_prompts():
-    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
-
-    text = dict(
-        hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        vocab_size=len(make_tokenizer()), max_position_embeddings=24, eos_token_id=2,
-    )  # fmt: skip
-    vision = dict(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=16, patch_size=8
-    )
-    config = CLIPSegConfig(text_config=text, vision_config=vision, projection_dim=DIM, extract_layers=[1, 2, 3])
-    config.reduce_dim, config.decoder_num_attention_heads, config.decoder_intermediate_size = 8, 2, 16
-    model = get_peft_model(spread(CLIPSegForImageSegmentation(config)), SubPTConfig(n_ctx=4, init_std=0.3))
+    model = get_peft_model(make_clipseg(), SubPTConfig(n_ctx=4, init_std=0.3))
     ids = model.prompt_ids(["cat", "dog"], make_tokenizer())
     pixel_values = images(2)
     # With `input_ids` CLIPSeg encodes text without a gradient: to train, give it the features.
@@ -852,8 +910,9 @@ def test_prompts_that_are_too_long_name_the_class_or_are_cut():
 
 def test_bad_calls_name_the_argument():
     model = get_peft_model(make_clip(), SubPTConfig(n_ctx=4))
-    with pytest.raises(ValueError, match="no classes are set"):
-        model(images())
+    for labels in (None, torch.arange(4)):
+        with pytest.raises(ValueError, match="no classes are set"):
+            model(images(), labels=labels)
     with pytest.raises(ValueError, match="no classes are set"):
         model.encode_classes()
     with pytest.raises(ValueError, match="no tokenizer is known"):

@@ -6,19 +6,32 @@
 import copy
 import hashlib
 import json
+import re
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from PIL import Image
 from safetensors import safe_open
-from test_adapter_subpt import image_processor, make_model, make_owlvit
-from tiny_subpt import DIM, NAMES, OTHERS, make_clip, make_open_clip, make_siglip, make_tokenizer
-from transformers import AutoModelForZeroShotImageClassification, AutoTokenizer, pipeline
+from test_adapter_subpt import image_processor, make_model
+from tiny_subpt import (
+    DIM,
+    NAMES,
+    OTHERS,
+    images,
+    make_clip,
+    make_open_clip,
+    make_owlvit,
+    make_siglip,
+    make_siglip2,
+    make_tokenizer,
+)
+from transformers import AutoConfig, AutoModelForZeroShotImageClassification, AutoTokenizer, pipeline
 
 from hf_methods.subpt import (
     SubPTConfig,
     export_merged,
+    export_onnx,
     export_text_embeddings,
     export_trainable_tokens,
     prompt_template,
@@ -88,6 +101,21 @@ def test_stock_peft_loads_the_context_as_trainable_tokens(tmp_path):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 6000
 
 
+def test_the_prompts_of_a_class_specific_adapter_are_those_of_its_readme(tmp_path):
+    model = make_model(class_specific=True, class_names=NAMES).eval()
+    model.export(tmp_path / "adapter", "trainable_tokens")
+    code = (tmp_path / "adapter" / "README.md").read_text().split("```")[1]
+    assignment = code[code.index("text = ") :]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "adapter", subfolder="tokenizer")
+    texts = []
+    for class_number, class_name in enumerate(CLEAN):
+        scope = {"re": re, "class_number": class_number, "class_name": class_name}
+        exec(assignment, scope)  # noqa: S102 - our own README
+        texts.append(scope["text"])
+    ids = tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
+    assert torch.equal(ids, model.class_input_ids) and len(set(texts)) == len(NAMES)
+
+
 @pytest.mark.parametrize("maker", [make_clip, make_open_clip])
 def test_text_embeddings_say_what_they_are(tmp_path, maker):
     model = make_model(maker).eval()
@@ -131,3 +159,39 @@ def test_a_failed_export_leaves_what_was_there(tmp_path):
     with pytest.raises(ValueError, match="NaN"):
         export_merged(model, tmp_path / "merged")
     assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == before
+
+
+def test_a_format_is_one_of_four(tmp_path):
+    model = make_model().eval()
+    with pytest.raises(ValueError, match="one of merged, trainable_tokens, text_embeddings, onnx, got 'gguf'"):
+        model.export(tmp_path / "x", "gguf")
+    assert model.export(tmp_path / "merged", "merged") == prompt_template(model.prompt_config)
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("maker", [make_clip, pytest.param(make_siglip, marks=pytest.mark.slow)])
+def test_onnxruntime_gives_the_logits_of_the_prompted_model_at_any_batch_size(tmp_path, maker):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = make_model(lambda: maker().to(torch.bfloat16) if maker is make_clip else maker()).eval()
+    path = model.export(tmp_path / "onnx", "onnx", class_names=OTHERS, image_processor=image_processor())
+    names = {file.name for file in path.parent.iterdir()}
+    assert names == {"config.json", "configuration_subpt.py", "model.onnx", "preprocessor_config.json"}
+    assert list(AutoConfig.from_pretrained(path.parent).id2label.values()) == OTHERS
+    session = onnxruntime.InferenceSession(path)
+    reference = model.build_classifier(OTHERS).float()
+    for number in (1, 5):
+        pixel_values = images(number)
+        (logits,) = session.run(["logits"], {"pixel_values": pixel_values.numpy()})
+        with torch.no_grad():
+            expected = reference(pixel_values).logits
+        torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
+    assert expected.std() > 0.1
+
+
+def test_what_has_no_onnx_graph_is_named(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="siglip2_vision_model takes patches of variable resolution"):
+        export_onnx(make_model(make_siglip2), tmp_path / "x")
+    monkeypatch.setattr("hf_methods.subpt.export_subpt.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'hf_methods\[export\]'"):
+        export_onnx(make_model(), tmp_path / "x")
+    assert not (tmp_path / "x").exists()

@@ -5,17 +5,19 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from test_adapter_subpt import make_model
-from tiny_subpt import DIM, NAMES, OTHERS, embeddings, images, make_clip, make_tokenizer
+from tiny_subpt import DIM, NAMES, OTHERS, WIDTH, embeddings, images, make_clip, make_tokenizer
 from torch.nn.functional import cross_entropy
-from transformers import TrainerCallback, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 
 from hf_methods.args import parse_args_and_config
-from hf_methods.subpt import SubPTConfig, nfl_loss
+from hf_methods.subpt import SubPTConfig, SubspaceCollector, nfl_loss
 from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments, coop_learning_rate, early_epochs
 from hf_methods.subpt.subspace_subpt import compute_basis, project
 from hf_methods.subpt.training_subpt import SubPTTrainer, classification_accuracy
@@ -158,16 +160,15 @@ def outside(displacement, basis):
 
 def test_the_collected_snapshots_are_those_of_the_whole_run(tmp_path):
     plain = make_trainer(tmp_path, subspace_rank=0)
-    contexts = []
-
-    class Ends(TrainerCallback):
-        def on_epoch_end(self, args, state, control, model=None, **kwargs):
-            contexts.append(model.context.detach().flatten().clone())
-
-    plain.add_callback(Ends())
+    collector = SubspaceCollector(plain.prompt_model.context)
+    with pytest.raises(ValueError, match="no snapshots yet; train some epochs"):
+        collector.basis(2)
+    plain.add_callback(collector)
     plain.fit()
     output = make_trainer(tmp_path).fit()
-    assert torch.equal(output.snapshots, torch.stack(contexts[:4])) and len(contexts) == 6
+    assert torch.equal(output.snapshots, torch.stack(collector.snapshots[:4])) and len(collector.snapshots) == 6
+    del collector.snapshots[4:]
+    assert torch.equal(collector.basis(2).components, output.basis.components)
 
 
 def test_the_cost_is_that_of_the_early_epochs_and_one_run(tmp_path):
@@ -350,7 +351,7 @@ def test_nfls_loss_is_that_of_learned_and_hand_written_features(tmp_path):
     torch.testing.assert_close(output.loss, output.ce_loss + 0.7 * output.nfl_loss)
     assert model.eval()(**batch).nfl_loss is None  # inference knows nothing of it
     torch.testing.assert_close(model(**batch).loss, output.ce_loss)
-    assert trainer.prompt_model.anchor_targets.requires_grad is False
+    assert trainer.prompt_model.anchors.targets.requires_grad is False
 
 
 def test_the_default_targets_are_80_templates_and_the_data_sets_own(tmp_path):
@@ -361,7 +362,7 @@ def test_the_default_targets_are_80_templates_and_the_data_sets_own(tmp_path):
     )
     model = trainer.prompt_model
     expected = model.encode_templates(OTHERS, [*IMAGENET_TEMPLATES, "a photo of a {}, a type of pet."])
-    torch.testing.assert_close(model.anchor_targets, expected, rtol=0, atol=0)
+    torch.testing.assert_close(model.anchors.targets, expected, rtol=0, atol=0)
 
 
 def test_nfl_keeps_learned_features_near_their_targets(tmp_path):
@@ -404,9 +405,22 @@ def test_anchors_on_classes_and_others_are_in_their_order(tmp_path):
             nfl_templates=["a {}."],
         )
     names = [*(name.replace("_", " ") for name in NAMES), "yak", "bee"]
-    _, features, targets = model._encode_classes_and_anchors()
+    _, features, targets = model.anchors.encode(model.class_input_ids, model.encode_prompts, None)
     torch.testing.assert_close(features.detach(), model.encode_classes(names).detach(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(targets, model.encode_templates(names, ["a {}."]), rtol=0, atol=0)
+
+
+def test_anchors_follow_the_classes():
+    """An anchor that shared a class's features has its own ones when that class goes."""
+    model, targets = make_model().train(), torch.nn.functional.normalize(torch.randn(2, DIM), dim=-1)
+    model.set_anchors(["dog", "yak"], targets)
+    assert model.anchors.of_class.tolist() == [1, -1]
+    before = model(image_embeds=embeddings(1), labels=torch.zeros(1, dtype=torch.int64)).nfl_loss
+    for names in (["yak", "bee"], OTHERS):
+        model.set_classes(names)
+        assert model.anchors.of_class.tolist() == [-1, names.index("yak")]
+        after = model(image_embeds=embeddings(1), labels=torch.zeros(1, dtype=torch.int64)).nfl_loss
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
 
 
 def test_a_subset_of_the_names_has_the_gradient_of_all_on_average():
@@ -450,7 +464,7 @@ def test_a_class_specific_context_has_no_nfl_for_other_names(tmp_path):
         make_trainer(tmp_path, model, nfl_names=OTHERS, **options)
     trainer = make_trainer(tmp_path, model, anchor_names="base", **options)  # KgCoOp's can
     trainer.fit()
-    assert trainer.prompt_model.nfl_weight == 1.0
+    assert trainer.prompt_model.anchors.weight == 1.0
 
 
 # --- around training -------------------------------------------------------------------------------------------------
@@ -573,9 +587,43 @@ def test_bad_models_are_named(tmp_path):
     frozen.context.requires_grad_(False)
     with pytest.raises(ValueError, match="is_trainable=True"):
         make_trainer(tmp_path, frozen)
+    merged = make_model()
+    merged.merge_adapter()
+    with pytest.raises(ValueError, match="the context is merged.*unmerge_adapter"):
+        make_trainer(tmp_path, merged)
+    with pytest.raises(
+        ValueError, match=rf"`subspace_rank` = 200 is more than the 128 values of the context \(4, {WIDTH}\)"
+    ):
+        make_trainer(tmp_path, subspace_rank=200, subspace_epochs=300, num_train_epochs=300)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1)
     with pytest.raises(ValueError, match="optimizer_cls_and_kwargs"):
         SubPTTrainer(make_model(), make_arguments(tmp_path), optimizers=(optimizer, None))
+
+
+@pytest.mark.parametrize("plugin", ["fsdp", "deepspeed"])
+def test_shards_are_refused_wherever_they_are_asked_for(tmp_path, monkeypatch, plugin):
+    """A launcher's configuration reaches the accelerator past the arguments."""
+    real = Trainer.create_accelerator_and_postprocess
+
+    def launched(self):
+        real(self)
+        self.is_fsdp_enabled = plugin == "fsdp"
+        if plugin == "deepspeed":
+            stage3 = property(lambda state: SimpleNamespace(zero_stage=3))
+            monkeypatch.setattr(AcceleratorState, "deepspeed_plugin", stage3)
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", launched)
+    with pytest.raises(ValueError, match="FSDP and ZeRO-3 would cut the context into shards"):
+        make_trainer(tmp_path)
+
+
+def test_a_run_goes_on_with_steps_of_the_same_number_of_examples_only(tmp_path):
+    options = dict(save_strategy="epoch", subspace_rank=0)
+    broken = make_trainer(tmp_path, callbacks=[Interrupt(5)], **options)
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit()
+    with pytest.raises(ValueError, match="trained with 8 examples a step, now it would be 4"):
+        make_trainer(tmp_path, per_device_train_batch_size=4, **options).fit(resume=True)
 
 
 @pytest.mark.parametrize(

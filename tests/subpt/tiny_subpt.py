@@ -7,7 +7,23 @@ import copy
 import functools
 
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, SiglipConfig, SiglipModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPTokenizer,
+    MetaClip2Config,
+    MetaClip2Model,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
+    OwlViTConfig,
+    OwlViTForObjectDetection,
+    Siglip2Config,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipModel,
+)
 
 
 NAMES = ["cat", "dog", "blue jay", "sea_lion", "ox"]
@@ -71,6 +87,24 @@ def make_siglip():
     return spread(SiglipModel(SiglipConfig(text_config=text, vision_config=vision)))
 
 
+def make_siglip2():
+    """HF SigLIP 2 of variable resolution (NaFlex), with the same vocabulary."""
+    size = len(make_tokenizer())
+    text = dict(**TEXT, vocab_size=size, max_position_embeddings=LENGTH, projection_size=WIDTH)
+    vision = dict(hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4)
+    config = Siglip2Config(text_config=text, vision_config=dict(**vision, patch_size=8, num_patches=4))
+    return spread(Siglip2Model(config))
+
+
+def make_metaclip2(eos_token_id=None):
+    """HF MetaCLIP 2 with the same vocabulary: pools at `eos_token_id`, also where that is 2 (XLM-R's)."""
+    size = len(make_tokenizer())
+    eos = size - 1 if eos_token_id is None else eos_token_id
+    text = dict(**TEXT, vocab_size=size, max_position_embeddings=LENGTH, eos_token_id=eos, bos_token_id=0)
+    config = MetaClip2Config(text_config=text, vision_config=dict(**VISION, patch_size=8), projection_dim=DIM)
+    return spread(MetaClip2Model(config))
+
+
 def make_open_clip(custom_text=False):
     """open_clip's CLIP or CustomTextCLIP with the same vocabulary."""
     import open_clip.model
@@ -82,8 +116,39 @@ def make_open_clip(custom_text=False):
     return spread(cls(embed_dim=DIM, vision_cfg=vision, text_cfg=text))
 
 
+def make_owlvit(owlv2=False):
+    """HF OwlViT or Owlv2: pools text at the largest id."""
+    config_class, model_class = (
+        (Owlv2Config, Owlv2ForObjectDetection) if owlv2 else (OwlViTConfig, OwlViTForObjectDetection)
+    )
+    text = dict(**TEXT, vocab_size=len(make_tokenizer()), max_position_embeddings=24)
+    config = config_class(text_config=text, vision_config=dict(**VISION, patch_size=8), projection_dim=WIDTH)
+    return spread(model_class(config))
+
+
+def make_owlv2():
+    return make_owlvit(owlv2=True)
+
+
+def make_clipseg():
+    """HF CLIPSeg with a small decoder."""
+    text = dict(**TEXT, vocab_size=len(make_tokenizer()), max_position_embeddings=24, eos_token_id=2)
+    vision = dict(**{**VISION, "num_hidden_layers": 4}, patch_size=8)
+    config = CLIPSegConfig(text_config=text, vision_config=vision, projection_dim=DIM, extract_layers=[1, 2, 3])
+    config.reduce_dim, config.decoder_num_attention_heads, config.decoder_intermediate_size = 8, 2, 16
+    return spread(CLIPSegForImageSegmentation(config))
+
+
 def images(number=4, seed=0):
     return torch.randn(number, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def patches(number=4, seed=0):
+    """SigLIP 2's inputs: 4 patches of 8 x 8 x 3 an image, the last two of each second image being padding."""
+    pixel_values = torch.randn(number, 4, 192, generator=torch.Generator().manual_seed(seed))
+    mask, shapes = torch.ones(number, 4, dtype=torch.int64), torch.tensor([[2, 2]] * number)
+    mask[1::2, 2:], shapes[1::2] = 0, torch.tensor([1, 2])
+    return dict(pixel_values=pixel_values, pixel_attention_mask=mask, spatial_shapes=shapes)
 
 
 def embeddings(number=64, dim=DIM, seed=0):
