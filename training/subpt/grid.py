@@ -112,7 +112,7 @@ def plot_summary(results: dict):
 
 def plot_curves(results: dict, arms: list[str]):
     """Base and novel accuracy over the epochs, means of the seeds; the dotted line is zero-shot CLIP."""
-    figure, axes = new_figure(10, 3.6, columns=2)
+    figure, axes = new_figure(10, 4, columns=2)
     for axis, name in zip(axes, ("base", "novel"), strict=True):
         axis.set_prop_cycle(color=(ORANGE, BLUE, "#16a34a", "#9333ea", GREY, "#111827"))
         for arm in arms:
@@ -120,7 +120,7 @@ def plot_curves(results: dict, arms: list[str]):
         axis.axhline(results["summary_mean_and_sd"][ZERO_SHOT][name][0], color=GREY, linewidth=0.8, linestyle=":")
         axis.set(xlabel="epoch", ylabel="accuracy, %" if axis is axes[0] else None)
         axis.set_title(GROUPS[name], fontsize=10)
-    axes[1].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
