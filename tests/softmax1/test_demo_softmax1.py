@@ -35,10 +35,8 @@ def test_a_committed_checkpoint_is_small_and_as_good_as_its_results_say(folder):
     )
 
 
-def test_there_is_a_checkpoint_for_each_arm():
-    assert [folder.name for folder in FOLDERS] == [
-        "softmax-adamw", "softmax-orthoadam", "softmax1-adamw", "softmax1-orthoadam",
-    ]  # fmt: skip
+def test_there_are_checkpoints_of_the_first_and_the_last_arm():
+    assert [folder.name for folder in FOLDERS] == ["softmax-adamw", "softmax1-orthoadam"]
 
 
 @pytest.mark.slow
@@ -48,7 +46,7 @@ def test_the_demo_shows_every_checkpoint_and_a_model_trained_now(tmp_path, monke
     report = (tmp_path / "report.html").read_text()
     for name in [*(folder.name for folder in FOLDERS), "trained now, 2 steps"]:
         assert name in table and f"<h2>{name}</h2>" in report
-    assert report.count("<img") == 5 * 5 and 'src="http' not in report
+    assert report.count("<img") == 3 * 5 and 'src="http' not in report
 
 
 def test_without_checkpoints_the_demo_says_where_to_run_it(tmp_path, monkeypatch):

@@ -48,10 +48,13 @@ class GridArguments:
     checkpoints: str | None = field(
         default=None, metadata={"help": "Folder for the checkpoints of the first seed, in bfloat16."}
     )
+    checkpoint_arms: list[str] = field(default_factory=list, metadata={"help": "Arms whose checkpoints it gets."})
 
     def __post_init__(self):
         if not self.arms:
             raise ValueError("`arms` is empty: give a mapping of names to options of train.py in the YAML.")
+        if unknown := sorted(set(self.checkpoint_arms) - set(self.arms)):
+            raise ValueError(f"`checkpoint_arms` has {unknown}, which are not in `arms`: {list(self.arms)}.")
 
 
 def train_arm(args: GridArguments, arm: str, seed: int) -> Path:
@@ -148,7 +151,8 @@ def main(args: GridArguments) -> None:
     results = json.loads(path.read_text())
     plot_summary(results).savefig(path.with_suffix(".png"))
     for arm, folder in zip(args.arms if args.checkpoints else (), folders):
-        save_checkpoint(folder, Path(args.checkpoints) / slug(arm), results, arm)
+        if arm in args.checkpoint_arms:
+            save_checkpoint(folder, Path(args.checkpoints) / slug(arm), results, arm)
 
 
 if __name__ == "__main__":
