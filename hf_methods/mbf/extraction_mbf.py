@@ -5,7 +5,7 @@
 
 import re
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -27,6 +27,7 @@ MIN_RESPONSES = 16  # nonzero ones that an image must have in a layer
 LARGE_LAYER = 10_000  # responses from which on the default is four coefficients
 PLAIN_NORMS = (nn.BatchNorm2d, nn.GroupNorm)  # not their subclasses: timm's hold the activation function
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
+SUMS = tuple(field.name for field in fields(CoefficientSums))
 
 
 @dataclass
@@ -185,34 +186,44 @@ class MBFFeatureExtractor:
                 "`pixel_values` must be (batch, channels, height, width) without a zero, got "
                 f"{tuple(pixel_values.shape)}."
             )
-        sums: dict[str, CoefficientSums] = {}
-        with self._hooks(len(pixel_values), sums), evaluation_mode(self.model):
+        sums: dict[int, CoefficientSums] = {}
+        samples: list[tuple[int, Tensor]] = []
+        with self._hooks(len(pixel_values), sums, samples), evaluation_mode(self.model):
             output = self.model(pixel_values)
-        if missing := [layer for layer in self.layers if layer not in sums]:
+        self._add_samples(sums, samples)
+        if missing := [layer for index, layer in enumerate(self.layers) if index not in sums]:
             raise ValueError(f"`layers`: {', '.join(missing)} did not run in the forward pass: choose others.")
         if self.num_coefficients is None:
-            self.num_coefficients = [sums[layer].cos.shape[1] for layer in self.layers]
+            self.num_coefficients = [sums[index].cos.shape[1] for index in range(len(self.layers))]
         logits = output if torch.is_tensor(output) else output["logits"] if isinstance(output, dict) else output[0]
-        device = sums[self.layers[0]].cos.device
-        counts = torch.stack([sums[layer].count.to(device) for layer in self.layers], 1)  # (batch, layers)
-        features = [
-            sums[layer]
-            .magnitudes(self.config.debias)
-            .masked_fill(sums[layer].count[:, None] < MIN_RESPONSES, 0)
-            .to(device)
-            for layer in self.layers
-        ]
+        device = sums[0].cos.device
+        counts = torch.stack([sums[index].count.to(device) for index in range(len(self.layers))], 1)  # (batch, layers)
+        features = self._magnitudes(sums).to(device)
         self._check(features, counts)
-        return MBFFeatures(torch.cat(features, 1), logits, counts)
+        return MBFFeatures(features, logits, counts)
 
-    def _check(self, features: list[Tensor], counts: Tensor) -> None:
-        is_bad = torch.stack([~layer.isfinite().all(1) for layer in features], 1)  # (batch, layers)
+    def _magnitudes(self, sums: dict[int, CoefficientSums]) -> Tensor:
+        """(batch, features): layers of one number of orders at a time, since small operations cost more than their sums."""
+        parts: dict[int, Tensor] = {}
+        for orders in sorted({part.cos.shape[1] for part in sums.values()}):
+            chosen = [index for index in sums if sums[index].cos.shape[1] == orders]
+            device = sums[chosen[0]].cos.device
+            total = CoefficientSums(
+                *(torch.cat([getattr(sums[index], name).to(device) for index in chosen]) for name in SUMS)
+            )
+            values = total.magnitudes(self.config.debias).masked_fill(total.count[:, None] < MIN_RESPONSES, 0)
+            parts |= dict(zip(chosen, values.chunk(len(chosen)), strict=True))
+        return torch.cat([parts[index].to(parts[0].device) for index in range(len(self.layers))], 1)
+
+    def _check(self, features: Tensor, counts: Tensor) -> None:
         is_few = counts < MIN_RESPONSES
-        if not (is_bad | is_few).any():  # the call's only wait for the device
+        if (features.isfinite().all() & ~is_few.any()).item():  # the call's only wait for the device
             return
+        is_bad = ~features.isfinite()  # (batch, features)
         if is_bad.any():
-            image, layer = (index.item() for index in is_bad.nonzero()[0])
-            raise ValueError(f"the layer {self.layers[layer]} gave NaN or infinite responses for image {image}.")
+            image, column = (index.item() for index in is_bad.nonzero()[0])
+            layer = self.layers[self.layer_of_feature[column]]
+            raise ValueError(f"the layer {layer} gave NaN or infinite responses for image {image}.")
         names = ", ".join(self.layers[index] for index in is_few.any(0).nonzero().flatten().tolist())
         logger.warning_once(
             f"fewer than {MIN_RESPONSES} responses that differ from the mean in {names}, for {int(is_few.any(1).sum())} "
@@ -220,15 +231,19 @@ class MBFFeatureExtractor:
         )
 
     @contextmanager
-    def _hooks(self, batch_size: int, sums: dict[str, CoefficientSums]):
+    def _hooks(self, batch_size: int, sums: dict[int, CoefficientSums], samples: list[tuple[int, Tensor]]):
         modules = dict(self.model.named_modules())
         handles = []
         try:
             for index, layer in enumerate(self.layers):
 
-                def hook(module, args, output, index=index, layer=layer):
-                    new = self._sums_of(module, output, batch_size, index)
-                    sums[layer] = sums[layer] + new if layer in sums else new  # a module may run more than once
+                def hook(module, args, output, index=index):
+                    rows, mean, is_sample = self._responses(module, output, batch_size, index)
+                    if is_sample:  # few, and summed with those of other layers after the pass
+                        samples.append((index, rows))
+                    else:
+                        new = coefficient_sums(rows, self._orders(index, rows), mean, self.gradient_floor, True)
+                        sums[index] = sums[index] + new if index in sums else new  # a module may run more than once
 
                 handles.append(modules[layer].register_forward_hook(hook))
             is_compiled = any(getattr(module, "_compiled_call_impl", None) for module in modules.values())
@@ -238,7 +253,29 @@ class MBFFeatureExtractor:
             for handle in handles:
                 handle.remove()
 
-    def _sums_of(self, module: nn.Module, output, batch_size: int, index: int) -> CoefficientSums:
+    def _add_samples(self, sums: dict[int, CoefficientSums], samples: list[tuple[int, Tensor]]) -> None:
+        """Add the sums of the responses that hooks chose, those of layers with as many at a time."""
+        groups: dict[tuple, list[tuple[int, Tensor]]] = {}
+        for index, rows in samples:
+            key = (self._orders(index, rows), rows.shape, rows.dtype, rows.device)
+            groups.setdefault(key, []).append((index, rows))
+        for (orders, *_), group in groups.items():
+            rows = torch.cat([part for _, part in group])
+            mean = rows.mean(1, keepdim=True, dtype=torch.promote_types(rows.dtype, torch.float32))
+            mean = mean if self.config.center is not None else None
+            total = coefficient_sums(rows, orders, mean, self.gradient_floor, True)
+            parts = zip(*(getattr(total, name).chunk(len(group)) for name in SUMS), strict=True)
+            for (index, _), part in zip(group, parts, strict=True):
+                new = CoefficientSums(*part)
+                sums[index] = sums[index] + new if index in sums else new
+
+    def _orders(self, index: int, rows: Tensor) -> int:
+        if self.num_coefficients is None:
+            return 2 if rows.shape[1] < LARGE_LAYER else 4
+        return self.num_coefficients[index]
+
+    def _responses(self, module: nn.Module, output, batch_size: int, index: int) -> tuple[Tensor, Tensor | None, bool]:
+        """The responses of each image (batch, responses), their mean if it is not yet subtracted, and are they a sample?"""
         where = f"the output of the layer {self.layers[index]}"
         if isinstance(output, dict):
             output = next(iter(output.values()))
@@ -248,6 +285,11 @@ class MBFFeatureExtractor:
         if output.ndim < 2 or output.shape[0] % batch_size:
             raise ValueError(f"{where} {tuple(output.shape)} has no row for each of the {batch_size} images.")
         dtype = torch.promote_types(output.dtype, torch.float32)
+        rows = output.reshape(batch_size, -1)  # windows of an image are rows of it, image by image
+        num_responses, limit = rows.shape[1], self.config.max_responses
+        positions = (
+            self._positions_of(num_responses, rows.device) if limit is not None and num_responses > limit else None
+        )
         mean = None
         if self.config.center == "channel" and output.ndim > 2:
             # (batch, tokens, channels) and images of linear layers; else (batch, channels, height, width)
@@ -255,21 +297,15 @@ class MBFFeatureExtractor:
             channel = output.ndim - 1 if is_last else 1
             dims = [dim for dim in range(1, output.ndim) if dim != channel]
             mean = output.mean(dims, keepdim=True, dtype=dtype).expand_as(output).reshape(batch_size, -1)
-        rows = output.reshape(batch_size, -1)  # windows of an image are rows of it, image by image
-        num_responses = rows.shape[1]
-        limit = self.config.max_responses
-        if limit is not None and num_responses > limit:
-            positions = self._positions_of(num_responses, rows.device)
-            rows = rows.index_select(1, positions)
-            mean = None if mean is None else mean.index_select(1, positions)
-        if mean is None and self.config.center is not None:
+        elif self.config.center is not None and positions is None:
             mean = rows.mean(1, keepdim=True, dtype=dtype)
-        count = (
-            (2 if num_responses < LARGE_LAYER else 4)
-            if self.num_coefficients is None
-            else self.num_coefficients[index]
-        )
-        return coefficient_sums(rows, count, mean, self.gradient_floor)
+        if positions is None:
+            return rows, mean, False
+        rows = rows.index_select(1, positions)
+        if mean is not None:
+            mean = mean.index_select(1, positions)
+            return rows, mean, False
+        return rows, None, True
 
     def _positions_of(self, num_responses: int, device: torch.device) -> Tensor:
         key = (num_responses, device)

@@ -56,9 +56,13 @@ class ClassifierArguments:
 class DataArguments:
     """Images, their splits, and the attacks."""
 
-    images: str = field(metadata={"help": "'digits', 'mnist5k', a Hub id or a folder; see hf_methods.mbf.data_mbf."})
+    images: str = field(metadata={"help": "'digits', 'digits28', 'mnist5k', a Hub id or a folder; see hf_methods.mbf.data_mbf."})
     images_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub data set."})
     images_split: str = field(default="train", metadata={"help": "Split of the Hub data set."})
+    other_images: str | None = field(
+        default=None, metadata={"help": "Another source of images of the same classes, only tested on; as `images`."}
+    )
+    max_other_images: int | None = field(default=None, metadata={"help": "Use so many of them, from the front."})
     max_images: int | None = field(default=None, metadata={"help": "Use so many images, from the front."})
     split_sizes: list[float] = field(
         default_factory=lambda: [0.6, 0.2, 0.05, 0.15],
