@@ -22,7 +22,8 @@ from hf_methods.mbf.configuration_mbf import MBFConfig
 from hf_methods.mbf.data_mbf import stack_images
 from hf_methods.mbf.extraction_mbf import MBFFeatureExtractor
 from hf_methods.mbf.features_mbf import mbf
-from hf_methods.mbf.modeling_mbf import MBFDetector, conformal_threshold, fit_svm
+from hf_methods.mbf.modeling_mbf import MBFDetector
+from hf_methods.mbf.svm_mbf import conformal_threshold, fit_svm
 
 
 UNTRAINED = ("max_softmax", "feature_squeezing")  # scores as they are

@@ -19,11 +19,12 @@ from transformers.utils import logging
 
 import hf_methods.mbf  # noqa: F401  registers
 from hf_methods.mbf.configuration_mbf import MBFConfig
-from hf_methods.mbf.modeling_mbf import MBFDetector, svm_decision, weights_digest, weights_dtype
+from hf_methods.mbf.modeling_mbf import MBFDetector, weights_digest, weights_dtype
+from hf_methods.mbf.svm_mbf import svm_decision
 from hf_methods.mbf.training_mbf import load_estimator, save_estimator
 
 
-CODE_FILES = ["configuration_mbf.py", "extraction_mbf.py", "features_mbf.py", "modeling_mbf.py"]
+CODE_FILES = ["configuration_mbf.py", "extraction_mbf.py", "features_mbf.py", "modeling_mbf.py", "svm_mbf.py"]
 
 
 def make_rows(num_images=60):

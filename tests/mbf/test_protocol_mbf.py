@@ -10,8 +10,9 @@ import torch
 from hf_methods.mbf.attacks_mbf import predict_classes
 from hf_methods.mbf.configuration_mbf import MBFConfig
 from hf_methods.mbf.data_mbf import select_attacks, stack_images, with_pixel_values
-from hf_methods.mbf.modeling_mbf import MBFDetector, conformal_threshold
+from hf_methods.mbf.modeling_mbf import MBFDetector
 from hf_methods.mbf.protocol_mbf import compare_detectors, compute_feature_sets, measure_adaptive, row_columns
+from hf_methods.mbf.svm_mbf import conformal_threshold
 
 
 ATTACKS = ("a", "b", "c")
