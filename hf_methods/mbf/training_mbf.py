@@ -179,8 +179,7 @@ def build_classifier(
                 **labels,
             )
         )
-    processor = ViTImageProcessor(
-        do_resize=False,
+    processor = ViTImageProcessor(  # an image of that size stays as it is
         size={"height": image.size[1], "width": image.size[0]},
         image_mean=[0.5] * num_channels,
         image_std=[0.5] * num_channels,
