@@ -89,7 +89,9 @@ def load_images(source: str, config: str | None = None, split: str = "train") ->
             table = np.loadtxt(file, delimiter=",")
         pixels, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
     else:
-        raise ValueError(f"images must be 'digits', 'digits28', 'mnist5k', a Hub id 'owner/name' or a folder, got {source!r}.")
+        raise ValueError(
+            f"images must be 'digits', 'digits28', 'mnist5k', a Hub id 'owner/name' or a folder, got {source!r}."
+        )
     images = [PILImage.fromarray(image) for image in pixels.astype(np.uint8)]
     if source == "digits28":
         images = [ImageOps.expand(image.resize((20, 20), PILImage.Resampling.BICUBIC), 4) for image in images]

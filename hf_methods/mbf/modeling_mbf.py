@@ -243,6 +243,8 @@ class MBFDetector(PreTrainedModel):
             setattr(self, name, torch.as_tensor(array, dtype=torch.float64).to(self.intercept.device))
         config = self.config
         config.layers, config.num_coefficients = extractor.layers, extractor.num_coefficients
+        assert extractor.channel_groups is not None  # `feature_names` knew them
+        config.channel_groups = extractor.channel_groups
         config.num_features, config.num_support_vectors = x.shape[1], len(svm.support_vectors_)
         config.num_benign_scores = int((y == 0).sum())
         config.svm_c, config.svm_gamma = float(svm.C), float(svm.gamma)

@@ -1,0 +1,159 @@
+# SPDX-FileCopyrightText: 2026 The hf_methods authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The recipe over several seeds: MBF and its baselines on the same images, known and unseen attacks, and adaptive ones.
+
+python training/mbf/grid.py --config training/mbf/grid_resnet.yaml
+
+Writes RESULTS.json and the plot RESULTS.png. Finished runs stay in `output_dir` and are not made again.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+
+from tqdm.auto import tqdm
+
+from hf_methods.args import parse_args_and_config
+from hf_methods.checkpoints import atomic_save, write_json, write_results
+from hf_methods.mbf.protocol_mbf import summarize_records
+from hf_methods.plotting import BLUE, GREY, new_figure
+
+
+ARMS = {
+    "max_softmax": "max-softmax",
+    "feature_squeezing": "feature squeezing",
+    "mahalanobis": "Mahalanobis",
+    "lid": "LID",
+    "moments": "moments",
+    "mbf_logits": "MBF of the logits",
+    "mbf_whole_layers": "MBF of whole layers",
+    "mbf_debiased": "MBF of channel groups, de-biased",
+    "mbf": "MBF of channel groups",
+}
+OF_RUN = ("counts", "accuracy")  # figures of the first seed's run that the results repeat
+
+
+@dataclass
+class GridArguments:
+    """What `grid.py` runs."""
+
+    train_config: str = field(metadata={"help": "YAML of train.py with everything that the seeds share."})
+    output_dir: str = field(metadata={"help": "Folder of the runs; finished ones are not made again."})
+    results: str = field(metadata={"help": "JSON file to write; the plot lies beside it."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds: split, network, attacks."})
+    checkpoint: str | None = field(default=None, metadata={"help": "Folder for the first seed's checkpoint."})
+
+
+def run_seed(args: GridArguments, seed: int) -> Path:
+    """Run the recipe in a process of its own; returns its folder."""
+    folder = Path(args.output_dir) / f"seed-{seed}"
+    if (folder / "results.json").exists():
+        return folder
+    script = Path(__file__).with_name("train.py")
+    command = [sys.executable, str(script), "--config", args.train_config, "--output_dir", str(folder)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "train.log", "w") as log:
+        # One thread: sums do not depend on the number of cores, and a seed gives the same network again.
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, "--seed", str(seed)], check=True, stdout=log, stderr=log, env=env)
+    return folder
+
+
+def mean_and_sd(rows: list[dict[str, float]]) -> dict[str, list]:
+    """[mean, standard deviation] of each figure over the seeds; None for the deviation of one."""
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return {name: [mean(values), stdev(values) if len(values) > 1 else None] for name, values in columns.items()}
+
+
+def table_of(records: list[dict], setting: str) -> dict[str, dict[str, dict]]:
+    """{arm: {tested attack: {metric: [value, low, high]}}} of one run."""
+    table: dict[str, dict[str, dict]] = {}
+    for record in records:
+        if record["setting"] == setting:
+            table.setdefault(ARMS[record["detector"]], {})[record["test"]] = record["metrics"]
+    return table
+
+
+def transfer_of(records: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
+    """{arm: {attack trained on: {attack tested: AUROC}}} of one run."""
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for record in records:
+        if record["setting"] in ("known", "transfer"):
+            (trained,) = record["train"]
+            row = table.setdefault(ARMS[record["detector"]], {}).setdefault(trained, {})
+            row[record["test"]] = record["metrics"]["auroc"][0]
+    return table
+
+
+def plot_summary(results: dict):
+    """Bars of the AUROC in each setting, one panel a setting; lines are standard deviations over seeds."""
+    summary = results["summary_mean_and_sd"]
+    panels = {
+        "known_auroc": "known attack",
+        "transfer_auroc": "trained on another attack",
+        "leave_one_out_auroc": "trained on all others",
+        "other_source_auroc": "other images",
+    }
+    panels = {name: label for name, label in panels.items() if all(name in arm for arm in summary.values())}
+    figure, axes = new_figure(12, 0.8 + 0.3 * len(summary), columns=len(panels))
+    colours = [GREY] * (len(summary) - 1) + [BLUE]
+    for axis, (name, label) in zip(axes, panels.items(), strict=True):
+        means, deviations = ([arm[name][part] or 0 for arm in summary.values()] for part in (0, 1))
+        axis.barh(range(len(summary)), means, xerr=deviations, color=colours)
+        axis.set_yticks(range(len(summary)), list(summary) if axis is axes[0] else [])
+        axis.axvline(0.5, color="black", linewidth=0.8)  # chance
+        axis.set_xlim(0.3, 1)
+        axis.invert_yaxis()
+        axis.set_title(f"{label}, AUROC", fontsize=10)
+    return figure
+
+
+def save_checkpoint(folder: Path, out: Path, results: dict) -> None:
+    """The run's repository (detector, classifier, image processor, code) with the figures of all seeds."""
+    leave_out = shutil.ignore_patterns("results.json", "train.log", "checkpoint-*", "training_args.bin")
+
+    def save(aside: Path) -> None:
+        shutil.copytree(folder, aside, ignore=leave_out, dirs_exist_ok=True)
+        for weights in aside.rglob("*.safetensors"):
+            weights.chmod(0o644)
+        write_json(aside / "results.json", {**results, "arm": ARMS["mbf"]})
+        plot_summary(results).savefig(aside / "results.png")
+
+    atomic_save(out, save)
+
+
+def main(args: GridArguments) -> None:
+    folders = [run_seed(args, seed) for seed in tqdm(args.seeds, desc="seeds")]
+    of_seeds = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    first = of_seeds[0]
+    summaries = [summarize_records(run["records"]) for run in of_seeds]
+    runs = {label: [summary[name] for summary in summaries] for name, label in ARMS.items()}
+    path = Path(args.results)
+    write_results(
+        path,
+        seeds=args.seeds,
+        data=first["data"],
+        wall_seconds=sum(run["wall_seconds"] for run in of_seeds),  # finished runs are not made again
+        settings={**vars(args), "split": "detector_test", "train": first["settings"]},
+        **{name: first[name] for name in OF_RUN},
+        summary_mean_and_sd={label: mean_and_sd(rows) for label, rows in runs.items()},
+        adaptive={kind: mean_and_sd([run["adaptive"][kind] for run in of_seeds]) for kind in first["adaptive"]},
+        # of the first seed, with 95 % bootstrap intervals over source images
+        **{setting: table_of(first["records"], setting) for setting in ("known", "leave_one_out", "other_source")},
+        transfer_auroc=transfer_of(first["records"]),
+        runs=runs,
+    )
+    results = json.loads(path.read_text())
+    plot_summary(results).savefig(path.with_suffix(".png"))
+    if args.checkpoint:
+        save_checkpoint(folders[0], Path(args.checkpoint), results)
+
+
+if __name__ == "__main__":
+    main(*parse_args_and_config((GridArguments,)))
