@@ -214,6 +214,29 @@ def summarize_records(records: list[dict[str, Any]]) -> dict[str, dict[str, floa
     }
 
 
+@torch.no_grad()
+def measure_detector(
+    detector: MBFDetector, classifier: PixelClassifier, dataset: Dataset, num_samples: int = 1000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """How well one fitted detector tells each attack of an attacked data set from its clean and noisy images.
+
+    Args:
+        detector: fitted, bound to `classifier.classifier`.
+        classifier: in evaluation mode.
+        dataset: see `build_attacked_dataset`.
+        num_samples, seed: of the bootstrap.
+
+    Returns:
+        For each attack [value, low, high] of each of `detection_metrics`, and `fpr` as in `compare_detectors`.
+    """
+    images, columns = stack_images(list(dataset["image"])).to(classifier.mean.device), row_columns(dataset)
+    parts = [detector.decision_function(classifier.pixel_values(part)) for part in images.split(64)]
+    bootstrap = {"threshold": detector.threshold(), "num_samples": num_samples, "seed": seed}
+    attacks = sorted({*columns["attack"].tolist()} - {"none"})
+    rows = {attack: _measure(torch.cat(parts).cpu().numpy(), columns, attack, **bootstrap) for attack in attacks}
+    return {attack: {**row["metrics"], "fpr": row["fpr"]} for attack, row in rows.items()}
+
+
 def measure_adaptive(
     detector: MBFDetector,
     classifier: PixelClassifier,

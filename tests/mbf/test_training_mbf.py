@@ -13,6 +13,7 @@ from transformers import ResNetForImageClassification, ViTForImageClassification
 from hf_methods.args import parse_args_and_config
 from hf_methods.mbf import AdversarialDetectionPipeline, MBFDetector
 from hf_methods.mbf.data_mbf import load_images
+from hf_methods.mbf.recipe_mbf import ARMS
 from hf_methods.mbf.training_mbf import ClassifierArguments, DataArguments, MBFTrainingArguments, build_classifier
 from hf_methods.metrics import DETECTION_METRICS
 
@@ -36,20 +37,26 @@ def test_the_recipe_leaves_a_repository_with_its_figures(recipe, tmp_path, monke
         return json.loads((tmp_path / name / "results.json").read_text())
 
     results = run("first")
-    assert results["settings"]["images"] == "digits" and results["seeds"] == [42]
+    assert results["settings"]["train"]["images"] == "digits" and results["seeds"] == [42]
     assert set(results["data"]) == {"classifier_train", "detector_train", "validation", "detector_test"}
     assert results["counts"]["test"]["pgd"]["adversarial"] > 10
-    assert {record["detector"] for record in results["records"]} >= {
+    assert {record["detector"] for record in results["run"]["records"]} >= {
         "mbf",
         "moments",
         "lid",
         "mahalanobis",
         "max_softmax",
     }
-    for record in results["records"]:
+    for record in results["run"]["records"]:
         assert tuple(record["metrics"]) == DETECTION_METRICS
         assert all(low <= value <= high for value, low, high in record["metrics"].values())
     assert set(results["adaptive"]) == {"adaptive", "feature_matching"}
+    assert set(results["published"]) == {"fgsm", "pgd"}
+    known = [record for record in results["run"]["records"] if record["setting"] == "known"]
+    for record in known:
+        assert results["known"][ARMS[record["detector"]]][record["test"]] == record["metrics"]
+    of_mbf = [record["metrics"]["auroc"][0] for record in known if record["detector"] == "mbf"]
+    assert results["summary_mean_and_sd"]["MBF"]["known_auroc"] == [pytest.approx(sum(of_mbf) / 2), None]
 
     detector = MBFDetector.from_pretrained(tmp_path / "first")
     assert detector.config.attacks == ["fgsm", "pgd"]
@@ -67,7 +74,8 @@ def test_the_recipe_leaves_a_repository_with_its_figures(recipe, tmp_path, monke
     again = run("second", "--compare", "false", "--adaptive_steps", "0")
     monkeypatch.setattr(recipe, "build_attacked_dataset", fail)
     third = run("third", "--compare", "false", "--adaptive_steps", "0")
-    assert again["counts"] == third["counts"] == results["counts"] and third["records"] == [] == again["records"]
+    assert again["run"]["counts"] == third["run"]["counts"] == results["counts"]
+    assert third["run"]["records"] == [] == again["run"]["records"]
 
 
 @pytest.mark.parametrize(("architecture", "cls"), [("resnet", ResNetForImageClassification), ("vit", ViTForImageClassification)])  # fmt: skip

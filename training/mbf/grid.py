@@ -15,28 +15,13 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
 
 from tqdm.auto import tqdm
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import atomic_save, write_json, write_results
-from hf_methods.mbf.protocol_mbf import summarize_records
+from hf_methods.mbf.recipe_mbf import summarize_runs
 from hf_methods.plotting import BLUE, GREY, new_figure
-
-
-ARMS = {
-    "max_softmax": "max-softmax",
-    "feature_squeezing": "feature squeezing",
-    "mahalanobis": "Mahalanobis",
-    "lid": "LID",
-    "moments": "moments",
-    "mbf_logits": "MBF of the logits",
-    "mbf_whole_layers": "MBF of whole layers",
-    "mbf_debiased": "MBF of channel groups, de-biased",
-    "mbf": "MBF of channel groups",
-}
-OF_RUN = ("counts", "accuracy")  # figures of the first seed's run that the results repeat
 
 
 @dataclass
@@ -63,32 +48,6 @@ def run_seed(args: GridArguments, seed: int) -> Path:
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run([*command, "--seed", str(seed)], check=True, stdout=log, stderr=log, env=env)
     return folder
-
-
-def mean_and_sd(rows: list[dict[str, float]]) -> dict[str, list]:
-    """[mean, standard deviation] of each figure over the seeds; None for the deviation of one."""
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return {name: [mean(values), stdev(values) if len(values) > 1 else None] for name, values in columns.items()}
-
-
-def table_of(records: list[dict], setting: str) -> dict[str, dict[str, dict]]:
-    """{arm: {tested attack: {metric: [value, low, high]}}} of one run."""
-    table: dict[str, dict[str, dict]] = {}
-    for record in records:
-        if record["setting"] == setting:
-            table.setdefault(ARMS[record["detector"]], {})[record["test"]] = record["metrics"]
-    return table
-
-
-def transfer_of(records: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
-    """{arm: {attack trained on: {attack tested: AUROC}}} of one run."""
-    table: dict[str, dict[str, dict[str, float]]] = {}
-    for record in records:
-        if record["setting"] in ("known", "transfer"):
-            (trained,) = record["train"]
-            row = table.setdefault(ARMS[record["detector"]], {}).setdefault(trained, {})
-            row[record["test"]] = record["metrics"]["auroc"][0]
-    return table
 
 
 def plot_summary(results: dict):
@@ -122,7 +81,7 @@ def save_checkpoint(folder: Path, out: Path, results: dict) -> None:
         shutil.copytree(folder, aside, ignore=leave_out, dirs_exist_ok=True)
         for weights in aside.rglob("*.safetensors"):
             weights.chmod(0o644)
-        write_json(aside / "results.json", {**results, "arm": ARMS["mbf"]})
+        write_json(aside / "results.json", results)
         plot_summary(results).savefig(aside / "results.png")
 
     atomic_save(out, save)
@@ -132,22 +91,14 @@ def main(args: GridArguments) -> None:
     folders = [run_seed(args, seed) for seed in tqdm(args.seeds, desc="seeds")]
     of_seeds = [json.loads((folder / "results.json").read_text()) for folder in folders]
     first = of_seeds[0]
-    summaries = [summarize_records(run["records"]) for run in of_seeds]
-    runs = {label: [summary[name] for summary in summaries] for name, label in ARMS.items()}
     path = Path(args.results)
     write_results(
         path,
         seeds=args.seeds,
         data=first["data"],
         wall_seconds=sum(run["wall_seconds"] for run in of_seeds),  # finished runs are not made again
-        settings={**vars(args), "split": "detector_test", "train": first["settings"]},
-        **{name: first[name] for name in OF_RUN},
-        summary_mean_and_sd={label: mean_and_sd(rows) for label, rows in runs.items()},
-        adaptive={kind: mean_and_sd([run["adaptive"][kind] for run in of_seeds]) for kind in first["adaptive"]},
-        # of the first seed, with 95 % bootstrap intervals over source images
-        **{setting: table_of(first["records"], setting) for setting in ("known", "leave_one_out", "other_source")},
-        transfer_auroc=transfer_of(first["records"]),
-        runs=runs,
+        settings={**vars(args), **first["settings"]},
+        **summarize_runs([run["run"] for run in of_seeds]),
     )
     results = json.loads(path.read_text())
     plot_summary(results).savefig(path.with_suffix(".png"))

@@ -37,9 +37,11 @@ from hf_methods.mbf.protocol_mbf import (
     compare_detectors,
     compute_feature_sets,
     measure_adaptive,
+    measure_detector,
     row_columns,
     rows_of_few_sources,
 )
+from hf_methods.mbf.recipe_mbf import summarize_runs
 from hf_methods.mbf.training_mbf import (
     ClassifierArguments,
     DataArguments,
@@ -154,16 +156,22 @@ def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: 
     if config.classifier_id is None:
         processor.save_pretrained(Path(args.output_dir, CLASSIFIER_FOLDER))
     own = ("layers", "num_coefficients", "center", "debias", "channel_groups", "max_responses", "target_fpr", "svm_c", "svm_gamma", "num_folds", "max_train_rows", "num_train_epochs", "adaptive_eps", "adaptive_steps", "adaptive_images")  # fmt: skip
+    settings = {**vars(classifier_args), **vars(data_args), **{name: getattr(args, name) for name in own}}
+    run = {
+        "counts": counts,
+        "accuracy": classifier_accuracy(model, splits["detector_test"].with_transform(transform_of(processor))),
+        "published": measure_detector(detector, classifier, attacked["test"], args.bootstrap_samples, args.seed),
+        "records": records,
+        "adaptive": adaptive,
+    }
     write_results(
         Path(args.output_dir, "results.json"),
         seeds=[args.seed],
         data={split: image_digest(dataset) for split, dataset in splits.items()},
         wall_seconds=time.time() - start,
-        settings={**vars(classifier_args), **vars(data_args), **{name: getattr(args, name) for name in own}},
-        accuracy=classifier_accuracy(model, splits["detector_test"].with_transform(transform_of(processor))),
-        counts=counts,
-        records=records,
-        adaptive=adaptive,
+        settings={"split": "detector_test", "train": settings},
+        **(summarize_runs([run]) if records else {}),
+        run=run,
     )
 
 
