@@ -102,8 +102,8 @@ class AdversarialDetectionPipeline(Pipeline):
         ]
         if return_coefficients:
             layer_of_feature = detector.extractor.layer_of_feature
-            for index, layer in enumerate(layers):
-                at = (layer_of_feature == index).to(features.device)
+            for number, layer in enumerate(layers):
+                at = (layer_of_feature == number).to(features.device)
                 columns = (features[0], detector.benign_mean, detector.benign_std)
                 names = ("coefficients", "benign_mean", "benign_std")
                 layer |= {name: column[at].tolist() for name, column in zip(names, columns)}
