@@ -33,11 +33,9 @@ Benford-Fourier coefficients, and judges whether they are those of a benign imag
 knows it**: try the last attack. The classifier has {:.2f} M parameters; for any image it answers one of {} classes."""
 EXAMPLES = "Upload an image, or take a digit that neither model was trained on (white on black):"
 BAND = """## Coefficients of each layer
-Grey: mean of benign images ± 2 standard deviations. Right: by how much the score would fall if a layer were at its benign
-mean, and how many standard deviations (z) it is from there. """
+Grey: benign images, mean ± 2 standard deviations. Right: what a layer adds to the score, and its distance z from there."""
 FIGURES = """## How often it is right
-AUROC (1 is perfect, 0.5 is chance): {}. Attackers who know the detector fool both classifier and detector with {} of their
-images. All figures are in the model's card."""
+AUROC (1 is perfect, 0.5 is chance): {}. Attackers who know the detector fool it and the classifier with {} of their images."""
 SETTINGS = {"known": "known attacks", "transfer": "trained on another", "leave_one_out": "trained on all others"}
 NO_FIGURES = "## How often it is right\nThe model comes without a `results.json` that has its figures."
 CSS = "#image img {image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain}"
@@ -66,8 +64,9 @@ def read_figures(model_id: str) -> str:
         results = json.loads(path.read_text("utf-8"))
         row = results["summary_mean_and_sd"][results["arm"]]
         known = ", ".join(f"{row[f'{name}_auroc'][0]:.3f} {label}" for name, label in SETTINGS.items())
-        evaded = (f"{100 * kind['evaded'][0]:.1f} %" for kind in results["adaptive"].values())
-        return FIGURES.format(known, " or ".join(evaded))
+        return FIGURES.format(
+            known, " or ".join(f"{100 * x['evaded'][0]:.1f} %" for x in results["adaptive"].values())
+        )
     except (OSError, ValueError, TypeError, KeyError):
         return NO_FIGURES
 
@@ -83,8 +82,7 @@ def perturb(detector: PreTrainedModel, normalize: Callable, clean: Tensor, chang
     changed = [clean if change in (NOTHING, FGSM) else (clean + noise).clamp(0, 1)]
     if not STEPS[change]:
         return to_8_bits(changed[0])
-    with torch.no_grad():
-        answer = detector(normalize(clean)).logits.argmax(1)
+    answer = detector(normalize(clean)).logits.argmax(1)
     for _ in range(STEPS[change]):
         x = changed[-1].detach().requires_grad_()
         output = detector(normalize(x))
@@ -109,14 +107,13 @@ def judge(detect: Pipeline, image: Image.Image, change: str, eps: float) -> list
     after = perturb(detect.model, lambda images: (images - mean) / std, clean, change, eps)
     options, records, text = {"top_k_layers": len(config.layers), "return_coefficients": True}, {}, ""
     for name, pixels in {"before": clean, "after": after}.items():
-        record = detect.postprocess(detect.forward({"pixel_values": (pixels - mean) / std}), **options)
+        records[name] = record = detect.postprocess(detect.forward({"pixel_values": (pixels - mean) / std}), **options)
         answer = f"<b>{escape(record['class'])}</b> ({100 * record['class_score']:.1f} %)"
         label = f"<b>{record['label']}</b> (probability of an attack: {100 * record['score']:.1f} %)"
         text += f"{name.capitalize()}: the classifier says {answer}, the detector {label}.<br>"
-        records[name] = record
     text += f"Largest change of a pixel: {255 * (after - clean).abs().max():.0f} of 255."
     figures = [plot_images(clean, after), plot_band(records, config.layers, config.num_coefficients)]
-    return [text, *figures, plot_layers(records["after"]["layers"][:10])]
+    return [text, *figures, plot_layers(records["after"]["layers"][:10], config.layers)]
 
 
 def plot_images(clean: Tensor, after: Tensor) -> Figure:
@@ -148,21 +145,20 @@ def plot_band(records: dict[str, dict], layers: list[str], orders: list[int]) ->
     return figure
 
 
-def plot_layers(layers: list[dict]) -> Figure:
-    """The layers that add most to the score, with their distance from the benign mean."""
+def plot_layers(layers: list[dict], order: list[str]) -> Figure:
+    """The layers that add most to the score, with their number in `order` and their distance from the benign mean."""
     axis = Figure((6, 4.2), 200, layout="constrained").add_subplot(xlabel="what a layer adds to the score")
     bars = axis.barh(range(len(layers)), [layer["contribution"] for layer in layers], color=ORANGE)
     axis.bar_label(bars, [f"z {layer['z_score']:+.1f}" for layer in layers], padding=3, fontsize=8)
-    axis.set_yticks(range(len(layers)), [layer["layer"][-36:] for layer in layers], fontsize=7, parse_math=False)
-    axis.margins(x=0.15)
-    axis.invert_yaxis()
+    names = [f"{layer['layer'][-32:]} ({order.index(layer['layer']) + 1})" for layer in layers]
+    axis.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
+    axis.set(xmargin=0.15, ylim=(len(layers) - 0.5, -0.5))
     return axis.figure
 
 
 def build_demo(model_ids: list[str]) -> gr.Blocks:
     """The page that shows the first of these folders or Hub ids."""
-    model, options = model_ids[0], {"trust_remote_code": True, "revision": REVISION}
-    detect = pipeline("adversarial-detection", model=model, **options)
+    detect = pipeline("adversarial-detection", model=model_ids[0], trust_remote_code=True, revision=REVISION)
     detect.model.extractor.gradient_floor = GRADIENT_FLOOR  # of the gradient alone: the exact one is of no use
     classifier = detect.model.classifier
     examples = sorted(Path(__file__).with_name("examples").glob("*.png"))
@@ -187,7 +183,7 @@ def build_demo(model_ids: list[str]) -> gr.Blocks:
         gr.Markdown(BAND)
         with gr.Row():
             outputs = [text, pictures, plot(values.pop(0)), plot(values.pop(0))]
-        gr.Markdown(read_figures(model))
+        gr.Markdown(read_figures(model_ids[0]))
         button.click(
             partial(judge, detect), [image, change, eps], outputs, api_name="judge", trigger_mode="always_last"
         )
