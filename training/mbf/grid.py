@@ -31,6 +31,7 @@ ARMS = {
     "mahalanobis": "Mahalanobis",
     "lid": "LID",
     "moments": "moments",
+    "moments_of_groups": "moments of channel groups",
     "mbf_logits": "MBF of the logits",
     "mbf_whole_layers": "MBF of whole layers",
     "mbf_debiased": "MBF of channel groups, de-biased",
