@@ -102,6 +102,25 @@ def match_layers(model: nn.Module, patterns: list[str] | str) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
+def channel_axis(module: nn.Module, output: Tensor) -> int:
+    """Where the channels of a layer's output are: last in (batch, tokens, channels) and behind linear layers, else second."""
+    is_last = isinstance(module, CHANNELS_LAST) or output.ndim == 3 and not isinstance(module, nn.Conv1d)
+    return output.ndim - 1 if is_last else 1
+
+
+def group_rows(output: Tensor, batch_size: int, channel: int, groups: int) -> Tensor:
+    """(batch * groups, responses) of a layer's output; windows of an image are rows of it, image by image."""
+    if groups == 1:
+        return output.reshape(batch_size, -1)
+    windows = output.movedim(channel, 1).reshape(batch_size, len(output) // batch_size, groups, -1)
+    return windows.transpose(1, 2).reshape(batch_size * groups, -1)
+
+
+def common_groups(channel_groups: int, num_channels: int) -> int:
+    """The largest number up to `channel_groups` that divides the channels."""
+    return next(number for number in range(channel_groups, 0, -1) if num_channels % number == 0)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile` or `DistributedDataParallel`.
 
@@ -307,18 +326,16 @@ class MBFFeatureExtractor:
         if output.ndim < 2 or output.shape[0] % batch_size:
             raise ValueError(f"{where} {tuple(output.shape)} has no row for each of the {batch_size} images.")
         dtype = torch.promote_types(output.dtype, torch.float32)
-        # (batch, tokens, channels) and images of linear layers; else (batch, channels, height, width)
-        is_last = isinstance(module, CHANNELS_LAST) or output.ndim == 3 and not isinstance(module, nn.Conv1d)
-        channel = output.ndim - 1 if is_last else 1
+        channel = channel_axis(module, output)
         groups = self._groups(index, output.shape[channel])
         by_channel = self.config.center == "channel" and output.ndim > 2
         mean = None
         if by_channel:
             dims = [dim for dim in range(1, output.ndim) if dim != channel]
-            mean = self._rows(
+            mean = group_rows(
                 output.mean(dims, keepdim=True, dtype=dtype).expand_as(output), batch_size, channel, groups
             )
-        rows = self._rows(output, batch_size, channel, groups)
+        rows = group_rows(output, batch_size, channel, groups)
         limit = self.config.max_responses
         is_sample = limit is not None and rows.shape[1] * groups > limit
         if is_sample:
@@ -329,17 +346,10 @@ class MBFFeatureExtractor:
             mean = self._layer_mean(rows, groups)
         return rows, mean, groups, is_sample and not by_channel
 
-    @staticmethod
-    def _rows(output: Tensor, batch_size: int, channel: int, groups: int) -> Tensor:
-        """(batch * groups, responses); windows of an image are rows of it, image by image."""
-        if groups == 1:
-            return output.reshape(batch_size, -1)
-        windows = output.movedim(channel, 1).reshape(batch_size, len(output) // batch_size, groups, -1)
-        return windows.transpose(1, 2).reshape(batch_size * groups, -1)
-
     def _groups(self, index: int, num_channels: int) -> int:
         if self.channel_groups is None:
-            return next(number for number in range(self.config.channel_groups, 0, -1) if num_channels % number == 0)
+            assert isinstance(self.config.channel_groups, int)
+            return common_groups(self.config.channel_groups, num_channels)
         if num_channels % self.channel_groups[index]:
             raise ValueError(
                 f"`channel_groups`: the layer {self.layers[index]} has {num_channels} channels, which "

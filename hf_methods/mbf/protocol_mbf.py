@@ -58,7 +58,8 @@ def compute_feature_sets(
 
     Returns:
         For each detector and split float64 (rows, features): "mbf" as configured, "mbf_debiased" (or not, if it is
-        configured), "mbf_whole_layers" where it is configured with groups of channels, "mbf_logits" (of the logits alone), "moments", "lid", "mahalanobis", and the scores `UNTRAINED` as one column.
+        configured), "mbf_logits" (of the logits alone), "moments", where groups of channels are configured also
+        "mbf_whole_layers" and "moments_of_groups", "lid", "mahalanobis", and the scores `UNTRAINED` as one column.
     """
     model = classifier.classifier
     layers = MBFFeatureExtractor(model, config).layers
@@ -74,6 +75,8 @@ def compute_feature_sets(
         columns = {name: mbf_features(classifier, images, MBFConfig(**own)) for name, own in variants.items()}
         columns["mbf_logits"] = logit_features(classifier, images)
         columns["moments"] = moment_features(classifier, images, layers)
+        if isinstance(config.channel_groups, int) and config.channel_groups > 1:
+            columns["moments_of_groups"] = moment_features(classifier, images, layers, config.channel_groups)
         columns["lid"] = lid_features(classifier, images, clean_images, layers, seed=seed)
         columns["mahalanobis"] = mahalanobis(images)
         columns["max_softmax"] = max_softmax_score(classifier, images)[:, None]

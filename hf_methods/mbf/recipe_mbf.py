@@ -15,9 +15,11 @@ ARMS = {  # detector of a record: its name in tables
     "mahalanobis": "Mahalanobis",
     "lid": "LID",
     "moments": "moments",
+    "moments_of_groups": "moments of channel groups",
     "mbf_logits": "MBF of the logits",
-    "mbf_debiased": "MBF, de-biased",
-    "mbf": "MBF",
+    "mbf_whole_layers": "MBF of whole layers",
+    "mbf_debiased": "MBF of channel groups, de-biased",
+    "mbf": "MBF of channel groups",
 }
 OF_FIRST = ("counts", "accuracy", "published")  # figures of the first seed's run that the results repeat
 

@@ -80,8 +80,6 @@ def perturb(detector: PreTrainedModel, normalize: Callable, clean: Tensor, chang
     """`clean` (1, channels, height, width) in [0, 1] after a change of at most `eps`, against the classifier's answer."""
     noise = eps * (2 * torch.rand(clean.shape, generator=torch.Generator().manual_seed(0)) - 1)
     changed = [clean if change in (NOTHING, FGSM) else (clean + noise).clamp(0, 1)]
-    if not STEPS[change]:
-        return to_8_bits(changed[0])
     answer = detector(normalize(clean)).logits.argmax(1)
     for _ in range(STEPS[change]):
         x = changed[-1].detach().requires_grad_()
@@ -91,7 +89,7 @@ def perturb(detector: PreTrainedModel, normalize: Callable, clean: Tensor, chang
             goal = -output.scores.sum()
         step = (eps if change == FGSM else 2.5 * eps / STEPS[change]) * torch.autograd.grad(goal, x)[0].sign()
         changed.append((clean + (x.detach() + step - clean).clamp(-eps, eps)).clamp(0, 1))
-    images = to_8_bits(torch.cat(changed[1:]))
+    images = to_8_bits(torch.cat(changed))
     if change != ADAPTIVE:
         return images[-1:]
     with torch.no_grad():  # the least detected image that fools the classifier
@@ -128,14 +126,15 @@ def plot_images(clean: Tensor, after: Tensor) -> Figure:
 
 
 def plot_band(records: dict[str, dict], layers: list[str], orders: list[int]) -> Figure:
-    """Coefficients of the first two orders against the benign band; layers are numbered in their order."""
-    figure, keys = Figure((6, 4.2), 200, layout="constrained"), ("coefficients", "benign_mean", "benign_std")
-    for order in (1, 2):
-        axis = figure.add_subplot(2, 1, order, ylabel=f"|a{order}|", xlabel="layer" if order == 2 else "")
+    """Coefficients of the first orders against the benign band; layers are numbered in their order."""
+    figure, shown = Figure((6, 4.2), 200, layout="constrained"), min(2, *orders)
+    keys = ("coefficients", "benign_mean", "benign_std")
+    for order in range(1, shown + 1):
+        axis = figure.add_subplot(shown, 1, order, ylabel=f"|a{order}|", xlabel="layer" if order == shown else "")
         for (name, record), color in zip(records.items(), (BLUE, ORANGE)):
             named, rows = {part["layer"]: part for part in record["layers"]}, []
             for number, (layer, count) in enumerate(zip(layers, orders)):
-                groups = list(zip(*(named[layer][key][order - 1 :: count] for key in keys))) if count >= order else []
+                groups = list(zip(*(named[layer][key][order - 1 :: count] for key in keys)))
                 rows += [(number + 0.6 + 0.8 * (k + 0.5) / len(groups), *group) for k, group in enumerate(groups)]
             places, values, mean, std = torch.tensor(rows).reshape(-1, 4).T
             axis.vlines(places, mean - 2 * std, mean + 2 * std, color=GREY, linewidth=6)
