@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput, logging
 
 from .configuration_mbf import MBFConfig
 from .extraction_mbf import MBFFeatureExtractor, unwrap
-from .svm_mbf import conformal_threshold, fit_svm, svm_decision
+from .svm_mbf import conformal_threshold, fit_calibration, fit_svm, svm_decision
 
 
 logger = logging.get_logger(__name__)
@@ -219,14 +219,12 @@ class MBFDetector(PreTrainedModel):
         Raises:
             ValueError: fewer than 10 rows or one class only; rows that do not fit together; too few sources.
         """
-        from sklearn.linear_model import LogisticRegression
-
         x, y, groups = (torch.as_tensor(value).cpu().numpy() for value in (features, is_adversarial, source))
         extractor = self._require(fitted=False)
         if x.ndim == 2 and x.shape[1] != len(extractor.feature_names):
             raise ValueError(f"`features` has {x.shape[1]} columns, the layers give {len(extractor.feature_names)}.")
         self.estimator_, held_out = fit_svm(x, y, groups, c=c, gamma=gamma, num_folds=num_folds, seed=seed)
-        logistic = LogisticRegression(C=1e3).fit(held_out[:, None], y)
+        slope, offset = fit_calibration(held_out, y)
         scaler, svm = (step for _, step in self.estimator_.steps)
         arrays = {
             "scaler_mean": scaler.mean_,
@@ -236,7 +234,7 @@ class MBFDetector(PreTrainedModel):
             "support_vectors": svm.support_vectors_,
             "dual_coefficients": svm.dual_coef_[0],
             "intercept": svm.intercept_[0],
-            "calibration": [max(0.0, logistic.coef_[0, 0]), logistic.intercept_[0]],
+            "calibration": [slope, offset],
             "benign_scores": sorted(held_out[y == 0]),
         }
         for name, array in arrays.items():

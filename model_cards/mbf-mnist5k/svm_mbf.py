@@ -47,13 +47,19 @@ def fit_svm(
 ) -> tuple[Any, np.ndarray]:
     """The scikit-learn pipeline of `MBFDetector.fit_features`, whose arguments and errors these are, on any features.
 
+    Raises:
+        ImportError: scikit-learn is not installed.
+
     Returns:
         The fitted pipeline, and the decision value (rows,) of each row by a pipeline that was fitted without its fold.
     """
-    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import SVC
+    try:  # transformers skips such a block when it checks what the code of a repository needs
+        from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, cross_val_predict
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+        from sklearn.svm import SVC
+    except ImportError as error:
+        raise ImportError("`fit` needs scikit-learn: `pip install scikit-learn`.") from error
 
     _check_training_data(x, y, groups, num_folds)
     folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
@@ -63,6 +69,17 @@ def fit_svm(
     # Training rows lie further from the border than new ones: probabilities and thresholds need held-out scores.
     held_out = cross_val_predict(search.best_estimator_, x, y, groups=groups, cv=folds, method="decision_function")
     return search.best_estimator_, held_out
+
+
+def fit_calibration(scores: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Slope (not negative) and offset of Platt's calibration: probability of 1 = sigmoid(slope * score + offset)."""
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise ImportError("`fit` needs scikit-learn: `pip install scikit-learn`.") from error
+
+    logistic = LogisticRegression(C=1e3).fit(scores[:, None], y)
+    return max(0.0, float(logistic.coef_[0, 0])), float(logistic.intercept_[0])
 
 
 def conformal_threshold(benign_scores: np.ndarray, fpr: float) -> float:
