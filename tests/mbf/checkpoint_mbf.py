@@ -14,6 +14,7 @@ from transformers import ViTImageProcessor
 
 from hf_methods.mbf import AdversarialDetectionPipeline, MBFConfig, MBFDetector
 from hf_methods.mbf.recipe_mbf import ARMS, summarize_runs
+from hf_methods.metrics import DETECTION_METRICS
 
 
 GENERATOR = np.random.default_rng(0)
@@ -46,8 +47,8 @@ def make_run() -> dict:
     generator = np.random.default_rng(1)
 
     def metrics():
-        names = ("auroc", "aupr", "tpr_at_5_fpr", "accuracy")
-        return {name: sorted(generator.uniform(0.5, 1, 3).tolist(), key=lambda x: abs(x - 0.75)) for name in names}
+        triples = {name: sorted(generator.uniform(0.5, 1, 3).tolist()) for name in DETECTION_METRICS}
+        return {name: [value, low, high] for name, (low, value, high) in triples.items()}
 
     records = []
     for detector in ARMS:
