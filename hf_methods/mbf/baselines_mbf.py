@@ -45,7 +45,7 @@ def _responses(classifier: PixelClassifier, images: Tensor, layers: list[str]) -
 
 
 def moment_features(
-    classifier: PixelClassifier, images: Tensor, layers: list[str], channel_groups: int = 1, batch_size: int = 64
+    classifier: PixelClassifier, images: Tensor, layers: list[str], batch_size: int = 64, channel_groups: int = 1
 ) -> Tensor:
     """Mean, standard deviation and kurtosis of each layer's responses, or of each group of its channels.
 
@@ -53,8 +53,8 @@ def moment_features(
         classifier: in evaluation mode.
         images: uint8 (images, channels, height, width).
         layers: names of modules.
-        channel_groups: see `MBFConfig`.
         batch_size: images at a time.
+        channel_groups: see `MBFConfig`.
 
     Returns:
         float64 (images, 3 * groups), on the CPU.

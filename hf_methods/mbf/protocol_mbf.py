@@ -76,7 +76,9 @@ def compute_feature_sets(
         columns["mbf_logits"] = logit_features(classifier, images)
         columns["moments"] = moment_features(classifier, images, layers)
         if isinstance(config.channel_groups, int) and config.channel_groups > 1:
-            columns["moments_of_groups"] = moment_features(classifier, images, layers, config.channel_groups)
+            columns["moments_of_groups"] = moment_features(
+                classifier, images, layers, channel_groups=config.channel_groups
+            )
         columns["lid"] = lid_features(classifier, images, clean_images, layers, seed=seed)
         columns["mahalanobis"] = mahalanobis(images)
         columns["max_softmax"] = max_softmax_score(classifier, images)[:, None]

@@ -130,7 +130,9 @@ def main(args: TransferArguments) -> None:
         if name == "MBF of 12 channel groups, not centred, 1 order":
             chosen = features
     for groups in (1, 12):
-        moments = of_both(lambda batch, groups=groups: moment_features(classifier, batch, layers, groups))
+        moments = of_both(
+            lambda batch, groups=groups: moment_features(classifier, batch, layers, channel_groups=groups)
+        )
         for name, parts in MOMENTS.items():
             if groups == 1 or len(parts) == 3:
                 # (rows, layers, moments, groups)
