@@ -30,7 +30,7 @@ INTRO = """# Was this image crafted against the classifier?
 A change that is hardly seen can make an image classifier answer anything. **MBF**
 ([arXiv 2005.05552](https://arxiv.org/abs/2005.05552)) measures how the responses of each layer are distributed, by their
 Benford-Fourier coefficients, and judges whether they are those of a benign image. **It does not withstand an attacker who
-knows it**: try the last attack. The classifier has {:.2f} M parameters; for any image it answers one of {} classes."""
+knows it**: try the last attack. The classifier has {:.2f} M parameters; for any image it answers one of its classes."""
 EXAMPLES = "Upload an image, or take a digit that neither model was trained on (white on black):"
 BAND = """## Coefficients of each layer
 Grey: benign images, mean ± 2 standard deviations. Right: what a layer adds to the score, and its distance z from there."""
@@ -99,6 +99,8 @@ def perturb(detector: PreTrainedModel, normalize: Callable, clean: Tensor, chang
 
 def judge(detect: Pipeline, image: Image.Image, change: str, eps: float) -> list:
     """The verdicts as HTML, and the figures of the images, of the coefficients and of the layers that spoke."""
+    if change not in [*STEPS]:
+        raise gr.Error("Choose what to do to the image.", print_exception=False)
     processor, config = detect.image_processor, detect.model.config
     mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
     clean = to_8_bits(detect.preprocess(image)["pixel_values"].float() * std + mean)
@@ -159,11 +161,10 @@ def build_demo(model_ids: list[str]) -> gr.Blocks:
     """The page that shows the first of these folders or Hub ids."""
     detect = pipeline("adversarial-detection", model=model_ids[0], trust_remote_code=True, revision=REVISION)
     detect.model.extractor.gradient_floor = GRADIENT_FLOOR  # of the gradient alone: the exact one is of no use
-    classifier = detect.model.classifier
     examples = sorted(Path(__file__).with_name("examples").glob("*.png"))
     values = judge(detect, Image.open(examples[0]).convert("RGB"), PGD, 0.15)  # for the first visitor to see
     with gr.Blocks(title="Adversarial inputs", analytics_enabled=False) as demo:
-        gr.Markdown(INTRO.format(classifier.num_parameters() / 1e6, classifier.config.num_labels))
+        gr.Markdown(INTRO.format(detect.model.num_parameters() / 1e6))
         with gr.Row():
             image = gr.Image(examples[0], label="Image", sources=["upload", "clipboard"], height=260, elem_id="image")
             image.preprocess = read_image
