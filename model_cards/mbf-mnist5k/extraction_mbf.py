@@ -38,7 +38,7 @@ class MBFFeatures(ModelOutput):
         features: (batch, features) float32 (float64 for a float64 classifier): the magnitudes of each layer, in the order
             of `feature_names`.
         logits: (batch, classes) of the classifier.
-        num_responses: (batch, layers) nonzero responses; under 16 the layer's features are 0.
+        num_responses: (batch, layers) nonzero responses; of a group of channels with fewer than 16 the features are 0.
     """
 
     features: Tensor = None  # type: ignore[assignment]
@@ -102,6 +102,25 @@ def match_layers(model: nn.Module, patterns: list[str] | str) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
+def channel_axis(module: nn.Module, output: Tensor) -> int:
+    """Where the channels of a layer's output are: last in (batch, tokens, channels) and behind linear layers, else second."""
+    is_last = isinstance(module, CHANNELS_LAST) or output.ndim == 3 and not isinstance(module, nn.Conv1d)
+    return output.ndim - 1 if is_last else 1
+
+
+def group_rows(output: Tensor, batch_size: int, channel: int, groups: int) -> Tensor:
+    """(batch * groups, responses) of a layer's output; windows of an image are rows of it, image by image."""
+    if groups == 1:
+        return output.reshape(batch_size, -1)
+    windows = output.movedim(channel, 1).reshape(batch_size, len(output) // batch_size, groups, -1)
+    return windows.transpose(1, 2).reshape(batch_size * groups, -1)
+
+
+def common_groups(channel_groups: int, num_channels: int) -> int:
+    """The largest number up to `channel_groups` that divides the channels."""
+    return next(number for number in range(channel_groups, 0, -1) if num_channels % number == 0)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile` or `DistributedDataParallel`.
 
@@ -128,12 +147,15 @@ class MBFFeatureExtractor:
 
     Args:
         model: a classifier of transformers, timm or your own: called with `pixel_values` as the only argument.
-        config: an `MBFConfig`; its `layers`, `num_coefficients`, `center`, `debias` and `max_responses` are used.
+        config: an `MBFConfig`; its `layers`, `num_coefficients`, `center`, `debias`,
+            `channel_groups` and `max_responses` are used.
 
     Attributes:
         layers (`list[str]`): names of the modules, in module order.
         num_coefficients (`list[int]` or `None`): orders of each layer; `None` until the first call where the
             configuration leaves it to the layers' size.
+        channel_groups (`list[int]` or `None`): groups of each layer; `None` until the first call where the configuration
+            has one number above 1.
         gradient_floor (`float`): 0; an attacker sets it above, see `coefficient_sums`.
 
     Raises:
@@ -145,33 +167,42 @@ class MBFFeatureExtractor:
         self.model = unwrap(model)
         self.config = config
         self.layers = preset_layers(self.model) if config.layers is None else match_layers(self.model, config.layers)
-        self.num_coefficients: list[int] | None = None
-        if isinstance(config.num_coefficients, list):
-            if len(config.num_coefficients) != len(self.layers):
+        for name in ("num_coefficients", "channel_groups"):
+            numbers = getattr(config, name)
+            if isinstance(numbers, list) and len(numbers) != len(self.layers):
                 raise ValueError(
-                    f"`num_coefficients` has {len(config.num_coefficients)} entries for {len(self.layers)} layers: "
-                    "give one number for all, or one a layer."
+                    f"`{name}` has {len(numbers)} entries for {len(self.layers)} layers: give one number for all, or one a "
+                    "layer."
                 )
-            self.num_coefficients = list(config.num_coefficients)
-        elif config.num_coefficients is not None:
-            self.num_coefficients = [config.num_coefficients] * len(self.layers)
+        orders, groups = config.num_coefficients, config.channel_groups
+        self.num_coefficients = [orders] * len(self.layers) if isinstance(orders, int) else orders
+        self.channel_groups = [1] * len(self.layers) if groups == 1 else groups if isinstance(groups, list) else None
         self.gradient_floor = 0.0
-        self._positions: dict[tuple[int, torch.device], Tensor] = {}
+        self._positions: dict[tuple[int, int, torch.device], Tensor] = {}
 
     @property
     def feature_names(self) -> list[str]:
-        """`layer:order` of each feature."""
-        return [f"{layer}:{n}" for layer, count in self._counts() for n in range(1, count + 1)]
+        """`layer:order` of each feature, `layer[group]:order` where the layer's channels are in groups."""
+        return [
+            f"{layer}{f'[{group}]' if groups > 1 else ''}:{n}"
+            for layer, groups, orders in self._counts()
+            for group in range(groups)
+            for n in range(1, orders + 1)
+        ]
 
     @property
     def layer_of_feature(self) -> Tensor:
         """Index of the layer of each feature (features,)."""
-        return torch.tensor([index for index, (_, count) in enumerate(self._counts()) for _ in range(count)])
+        return torch.tensor(
+            [i for i, (_, groups, orders) in enumerate(self._counts()) for _ in range(groups * orders)]
+        )
 
     def _counts(self):
-        if self.num_coefficients is None:
-            raise ValueError("`num_coefficients` depends on the layers' size: call the extractor once first.")
-        return zip(self.layers, self.num_coefficients, strict=True)
+        if self.num_coefficients is None or self.channel_groups is None:
+            raise ValueError(
+                "`num_coefficients` and `channel_groups` depend on the layers' size: call the extractor once first."
+            )
+        return zip(self.layers, self.channel_groups, self.num_coefficients, strict=True)
 
     def __call__(self, pixel_values: Tensor) -> MBFFeatures:
         """Run the classifier on `pixel_values` (batch, channels, height, width), as its image processor gives them.
@@ -187,22 +218,25 @@ class MBFFeatureExtractor:
                 f"{tuple(pixel_values.shape)}."
             )
         sums: dict[int, CoefficientSums] = {}
-        samples: list[tuple[int, Tensor]] = []
+        samples: list[tuple[int, int, Tensor]] = []
         with self._hooks(len(pixel_values), sums, samples), evaluation_mode(self.model):
             output = self.model(pixel_values)
         self._add_samples(sums, samples)
         if missing := [layer for index, layer in enumerate(self.layers) if index not in sums]:
             raise ValueError(f"`layers`: {', '.join(missing)} did not run in the forward pass: choose others.")
+        indices = range(len(self.layers))
         if self.num_coefficients is None:
-            self.num_coefficients = [sums[index].cos.shape[1] for index in range(len(self.layers))]
+            self.num_coefficients = [sums[index].cos.shape[1] for index in indices]
+        if self.channel_groups is None:
+            self.channel_groups = [len(sums[index].cos) // len(pixel_values) for index in indices]
         logits = output if torch.is_tensor(output) else output["logits"] if isinstance(output, dict) else output[0]
         device = sums[0].cos.device
-        counts = torch.stack([sums[index].count.to(device) for index in range(len(self.layers))], 1)  # (batch, layers)
-        features = self._magnitudes(sums).to(device)
-        self._check(features, counts)
-        return MBFFeatures(features, logits, counts)
+        counts = [sums[index].count.to(device).view(len(pixel_values), -1) for index in indices]  # (batch, groups)
+        features = self._magnitudes(sums, len(pixel_values)).to(device)
+        self._check(features, torch.stack([count.amin(1) for count in counts], 1))
+        return MBFFeatures(features, logits, torch.stack([count.sum(1) for count in counts], 1))
 
-    def _magnitudes(self, sums: dict[int, CoefficientSums]) -> Tensor:
+    def _magnitudes(self, sums: dict[int, CoefficientSums], batch_size: int) -> Tensor:
         """(batch, features): layers of one number of orders at a time, since small operations cost more than their sums."""
         parts: dict[int, Tensor] = {}
         for orders in sorted({part.cos.shape[1] for part in sums.values()}):
@@ -212,7 +246,8 @@ class MBFFeatureExtractor:
                 *(torch.cat([getattr(sums[index], name).to(device) for index in chosen]) for name in SUMS)
             )
             values = total.magnitudes(self.config.debias).masked_fill(total.count[:, None] < MIN_RESPONSES, 0)
-            parts |= dict(zip(chosen, values.chunk(len(chosen)), strict=True))
+            rows = values.split([len(sums[index].cos) for index in chosen])
+            parts |= {index: part.reshape(batch_size, -1) for index, part in zip(chosen, rows, strict=True)}
         return torch.cat([parts[index].to(parts[0].device) for index in range(len(self.layers))], 1)
 
     def _check(self, features: Tensor, counts: Tensor) -> None:
@@ -231,16 +266,16 @@ class MBFFeatureExtractor:
         )
 
     @contextmanager
-    def _hooks(self, batch_size: int, sums: dict[int, CoefficientSums], samples: list[tuple[int, Tensor]]):
+    def _hooks(self, batch_size: int, sums: dict[int, CoefficientSums], samples: list[tuple[int, int, Tensor]]):
         modules = dict(self.model.named_modules())
         handles = []
         try:
             for index, layer in enumerate(self.layers):
 
                 def hook(module, args, output, index=index):
-                    rows, mean, is_sample = self._responses(module, output, batch_size, index)
+                    rows, mean, groups, is_sample = self._responses(module, output, batch_size, index)
                     if is_sample:  # few, and summed with those of other layers after the pass
-                        samples.append((index, rows))
+                        samples.append((index, groups, rows))
                     else:
                         new = coefficient_sums(rows, self._orders(index, rows), mean, self.gradient_floor, True)
                         sums[index] = sums[index] + new if index in sums else new  # a module may run more than once
@@ -253,29 +288,35 @@ class MBFFeatureExtractor:
             for handle in handles:
                 handle.remove()
 
-    def _add_samples(self, sums: dict[int, CoefficientSums], samples: list[tuple[int, Tensor]]) -> None:
+    def _add_samples(self, sums: dict[int, CoefficientSums], samples: list[tuple[int, int, Tensor]]) -> None:
         """Add the sums of the responses that hooks chose, those of layers with as many at a time."""
-        groups: dict[tuple, list[tuple[int, Tensor]]] = {}
-        for index, rows in samples:
-            key = (self._orders(index, rows), rows.shape, rows.dtype, rows.device)
-            groups.setdefault(key, []).append((index, rows))
-        for (orders, *_), group in groups.items():
-            rows = torch.cat([part for _, part in group])
-            mean = rows.mean(1, keepdim=True, dtype=torch.promote_types(rows.dtype, torch.float32))
-            mean = mean if self.config.center is not None else None
+        alike: dict[tuple, list[tuple[int, Tensor]]] = {}
+        for index, groups, rows in samples:
+            key = (self._orders(index, rows), groups, rows.shape, rows.dtype, rows.device)
+            alike.setdefault(key, []).append((index, rows))
+        for (orders, groups, *_), layers in alike.items():
+            rows = torch.cat([part for _, part in layers])
+            mean = self._layer_mean(rows, groups) if self.config.center is not None else None
             total = coefficient_sums(rows, orders, mean, self.gradient_floor, True)
-            parts = zip(*(getattr(total, name).chunk(len(group)) for name in SUMS), strict=True)
-            for (index, _), part in zip(group, parts, strict=True):
+            parts = zip(*(getattr(total, name).chunk(len(layers)) for name in SUMS), strict=True)
+            for (index, _), part in zip(layers, parts, strict=True):
                 new = CoefficientSums(*part)
                 sums[index] = sums[index] + new if index in sums else new
+
+    @staticmethod
+    def _layer_mean(rows: Tensor, groups: int) -> Tensor:
+        """Mean of an image's responses, once for each of its groups (rows, 1)."""
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        return rows.reshape(len(rows) // groups, -1).mean(1, keepdim=True, dtype=dtype).repeat_interleave(groups, 0)
 
     def _orders(self, index: int, rows: Tensor) -> int:
         if self.num_coefficients is None:
             return 2 if rows.shape[1] < LARGE_LAYER else 4
         return self.num_coefficients[index]
 
-    def _responses(self, module: nn.Module, output, batch_size: int, index: int) -> tuple[Tensor, Tensor | None, bool]:
-        """The responses of each image (batch, responses), their mean if it is not yet subtracted, and are they a sample?"""
+    def _responses(self, module: nn.Module, output, batch_size: int, index: int):
+        """The responses of each image and channel group (batch * groups, responses), their mean or None, how many groups
+        there are, and whether the responses are a sample, which the caller centres."""
         where = f"the output of the layer {self.layers[index]}"
         if isinstance(output, dict):
             output = next(iter(output.values()))
@@ -285,33 +326,42 @@ class MBFFeatureExtractor:
         if output.ndim < 2 or output.shape[0] % batch_size:
             raise ValueError(f"{where} {tuple(output.shape)} has no row for each of the {batch_size} images.")
         dtype = torch.promote_types(output.dtype, torch.float32)
-        rows = output.reshape(batch_size, -1)  # windows of an image are rows of it, image by image
-        num_responses, limit = rows.shape[1], self.config.max_responses
-        positions = (
-            self._positions_of(num_responses, rows.device) if limit is not None and num_responses > limit else None
-        )
+        channel = channel_axis(module, output)
+        groups = self._groups(index, output.shape[channel])
+        by_channel = self.config.center == "channel" and output.ndim > 2
         mean = None
-        if self.config.center == "channel" and output.ndim > 2:
-            # (batch, tokens, channels) and images of linear layers; else (batch, channels, height, width)
-            is_last = isinstance(module, CHANNELS_LAST) or output.ndim == 3 and not isinstance(module, nn.Conv1d)
-            channel = output.ndim - 1 if is_last else 1
+        if by_channel:
             dims = [dim for dim in range(1, output.ndim) if dim != channel]
-            mean = output.mean(dims, keepdim=True, dtype=dtype).expand_as(output).reshape(batch_size, -1)
-        elif self.config.center is not None and positions is None:
-            mean = rows.mean(1, keepdim=True, dtype=dtype)
-        if positions is None:
-            return rows, mean, False
-        rows = rows.index_select(1, positions)
-        if mean is not None:
-            mean = mean.index_select(1, positions)
-            return rows, mean, False
-        return rows, None, True
+            mean = group_rows(
+                output.mean(dims, keepdim=True, dtype=dtype).expand_as(output), batch_size, channel, groups
+            )
+        rows = group_rows(output, batch_size, channel, groups)
+        limit = self.config.max_responses
+        is_sample = limit is not None and rows.shape[1] * groups > limit
+        if is_sample:
+            positions = self._positions_of(rows.shape[1], max(1, limit // groups), rows.device)
+            rows = rows.index_select(1, positions)
+            mean = None if mean is None else mean.index_select(1, positions)
+        elif not by_channel and self.config.center is not None:
+            mean = self._layer_mean(rows, groups)
+        return rows, mean, groups, is_sample and not by_channel
 
-    def _positions_of(self, num_responses: int, device: torch.device) -> Tensor:
-        key = (num_responses, device)
+    def _groups(self, index: int, num_channels: int) -> int:
+        if self.channel_groups is None:
+            assert isinstance(self.config.channel_groups, int)
+            return common_groups(self.config.channel_groups, num_channels)
+        if num_channels % self.channel_groups[index]:
+            raise ValueError(
+                f"`channel_groups`: the layer {self.layers[index]} has {num_channels} channels, which "
+                f"{self.channel_groups[index]} does not divide."
+            )
+        return self.channel_groups[index]
+
+    def _positions_of(self, num_responses: int, count: int, device: torch.device) -> Tensor:
+        key = (num_responses, count, device)
         if key not in self._positions:
             order = torch.randperm(num_responses, generator=torch.Generator().manual_seed(0))
-            self._positions[key] = order[: self.config.max_responses].sort().values.to(device)
+            self._positions[key] = order[:count].sort().values.to(device)
         return self._positions[key]
 
 

@@ -20,7 +20,9 @@ TINY = 1e-30  # smaller responses count as zeros: they have no logarithm, or one
 CHUNK_ELEMENTS = {"cpu": 2**15}  # temporaries that stay in the cache: 2**17 takes three times as long
 CHUNK_ELEMENTS_ELSEWHERE = 2**25
 CHUNK_ELEMENTS_TABLE = 2**17
-TABLE_BITS = 10  # of the mantissa: an angle is within n * 0.0014 rad, a magnitude of N responses within about that / sqrt(N)
+TABLE_BITS = (
+    10  # of the mantissa: an angle is within n * 0.0014 rad, a magnitude of N responses within about that / sqrt(N)
+)
 SHAPE_RANGE = (0.05, 1e4)  # of `estimate_shape`
 
 
