@@ -134,7 +134,8 @@ def main(args: GridArguments) -> None:
     of_seeds = [json.loads((folder / "results.json").read_text()) for folder in folders]
     first = of_seeds[0]
     summaries = [summarize_records(run["records"]) for run in of_seeds]
-    runs = {label: [summary[name] for summary in summaries] for name, label in ARMS.items()}
+    arms = {name: label for name, label in ARMS.items() if name in summaries[0]}
+    runs = {label: [summary[name] for summary in summaries] for name, label in arms.items()}
     path = Path(args.results)
     write_results(
         path,
