@@ -379,7 +379,8 @@ class MBFDetector(PreTrainedModel):
             dtype: for the classifier's weights; the detector's are float64.
 
         Raises:
-            ValueError: tensors that are missing, foreign or of another shape, or a classifier with other weights.
+            ValueError: tensors that are missing, foreign, of another shape, not finite or such as no training leaves; no
+                digest of the classifier; a classifier with other weights.
             OSError: nothing there, or no safetensors file; pickles are never read.
         """
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or "auto"
@@ -397,12 +398,25 @@ class MBFDetector(PreTrainedModel):
                 raise ValueError(
                     f"{path} is no complete MBF detector, {kind.replace('_', ' ')}: {sorted(info[kind])}."
                 )
+        detector._check_values(path)
         if classifier is None:
             hub = {
                 name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs
             }
             classifier = detector._load_classifier(path, dtype, hub)
         return detector.bind(classifier)
+
+    def _check_values(self, path) -> None:
+        """Raise ValueError for what no training leaves: a damaged or changed file."""
+        if self.config.num_support_vectors and self.config.classifier_digest is None:
+            raise ValueError(f"{path}: config.json has no `classifier_digest`, so that any classifier would do.")
+        for name, tensor in self.named_buffers(recurse=False):
+            if not tensor.isfinite().all():
+                raise ValueError(f"{path}: `{name}` holds NaN or infinite values: the file is damaged.")
+        if not (self.scaler_scale > 0).all() or (self.benign_scores.diff() < 0).any():
+            raise ValueError(
+                f"{path}: `scaler_scale` must be positive and `benign_scores` ascending: the file is damaged."
+            )
 
     def _load_classifier(self, path, dtype, hub: dict) -> nn.Module:
         config = self.config
