@@ -61,7 +61,7 @@ def test_the_recipe_leaves_a_repository_with_its_figures(recipe, tmp_path, monke
     assert set(results["adaptive"]) == {"adaptive", "feature_matching"}
 
     assert {record["setting"] for record in results["records"]} == {"known", "transfer", "other_source"}
-    assert 0.3 < results["accuracy"] <= 1 and results["settings"]["channel_groups"] == 2
+    assert 0.3 < results["accuracy"] <= 1
 
     detector = MBFDetector.from_pretrained(tmp_path / "first")
     AutoModelForImageClassification.from_pretrained(tmp_path / "first" / "classifier")
