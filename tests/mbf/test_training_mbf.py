@@ -67,8 +67,13 @@ def test_the_recipe_leaves_a_repository_with_its_figures(recipe, tmp_path, monke
     of_mbf = [record["metrics"]["auroc"][0] for record in known if record["detector"] == "mbf"]
     assert results["summary_mean_and_sd"][ARMS["mbf"]]["known_auroc"] == [pytest.approx(sum(of_mbf) / 2), None]
 
+<<<<<<< HEAD
     assert {record["setting"] for record in results["run"]["records"]} == {"known", "transfer", "other_source"}
     assert 0.3 < results["accuracy"] <= 1 and results["settings"]["train"]["channel_groups"] == 2
+=======
+    assert {record["setting"] for record in results["records"]} == {"known", "transfer", "other_source"}
+    assert 0.3 < results["accuracy"] <= 1
+>>>>>>> mbf-exp
 
     detector = MBFDetector.from_pretrained(tmp_path / "first")
     AutoModelForImageClassification.from_pretrained(tmp_path / "first" / "classifier")
