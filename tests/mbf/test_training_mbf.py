@@ -46,7 +46,7 @@ def test_the_recipe_leaves_a_repository_with_its_figures(recipe, tmp_path, monke
 
     results = run("first")
     assert results["settings"]["images"] == "digits" and results["seeds"] == [42]
-    assert set(results["data"]) == {"classifier_train", "detector_train", "validation", "detector_test"}
+    assert set(results["data"]) == {"classifier_train", "detector_train", "validation", "detector_test", "other"}
     assert results["counts"]["test"]["pgd"]["adversarial"] > 10
     assert {record["detector"] for record in results["records"]} >= {
         "mbf",
