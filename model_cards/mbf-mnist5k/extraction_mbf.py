@@ -338,7 +338,7 @@ class MBFFeatureExtractor:
         rows = group_rows(output, batch_size, channel, groups)
         limit = self.config.max_responses
         is_sample = limit is not None and rows.shape[1] * groups > limit
-        if is_sample:
+        if limit is not None and is_sample:
             positions = self._positions_of(rows.shape[1], max(1, limit // groups), rows.device)
             rows = rows.index_select(1, positions)
             mean = None if mean is None else mean.index_select(1, positions)
