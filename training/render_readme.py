@@ -107,6 +107,15 @@ def render_published(attacks: dict[str, dict[str, Any]]) -> str:
     return markdown(["", "AUROC", "found at 5 % false alarms, %"], rows)
 
 
+def render_trials(trials: dict[str, dict[str, Any]]) -> str:
+    """AUROC of each trial on attacks that it was trained on and on others; one row a trial."""
+    columns = {"known": "known attack", "transfer": "trained on another", "leave_one_out": "trained on all others"}
+    rows = [
+        [name, str(trial["features"]), *(f"{trial[key]:.3f}" for key in columns)] for name, trial in trials.items()
+    ]
+    return markdown(["", "features", *columns.values()], rows)
+
+
 def render_ratios(settings: dict[str, dict[str, dict[str, float]]]) -> str:
     """Time relative to the peer, which is the first row, and the peer's median; one column a setting."""
     first = next(iter(settings.values()))
@@ -135,6 +144,7 @@ RENDERERS = {
     "summary_mean_and_sd": render_arms,
     "adaptive": render_adaptive,
     "published": render_published,
+    "trials_auroc": render_trials,
     "time_forward_backward_causal": render_ratios,
     "optimizer_step": render_ratios,
 }

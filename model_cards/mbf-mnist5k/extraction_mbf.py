@@ -337,9 +337,8 @@ class MBFFeatureExtractor:
             )
         rows = group_rows(output, batch_size, channel, groups)
         limit = self.config.max_responses
-        is_sample = False
-        if limit is not None and rows.shape[1] * groups > limit:
-            is_sample = True
+        is_sample = limit is not None and rows.shape[1] * groups > limit
+        if limit is not None and is_sample:
             positions = self._positions_of(rows.shape[1], max(1, limit // groups), rows.device)
             rows = rows.index_select(1, positions)
             mean = None if mean is None else mean.index_select(1, positions)

@@ -35,8 +35,8 @@ EXAMPLES = "Upload an image, or take a digit that neither model was trained on (
 BAND = """## Coefficients of each layer
 Grey: benign images, mean ± 2 standard deviations. Right: what a layer adds to the score, and its distance z from there."""
 FIGURES = """## How often it is right
-AUROC (1 is perfect, 0.5 is chance): {}. Attackers who know the detector fool it and the classifier with {} of their images."""
-SETTINGS = {"known": "known attacks", "transfer": "trained on another", "leave_one_out": "trained on all others"}
+AUROC on attacks that it was trained on (1 is perfect, 0.5 is chance): {}. Detectors that were trained on another attack:
+{:.3f}. Attackers who know the detector fool it and the classifier with {} of their images."""
 NO_FIGURES = "## How often it is right\nThe model comes without a `results.json` that has its figures."
 CSS = "#image img {image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain}"
 
@@ -62,11 +62,10 @@ def read_figures(model_id: str) -> str:
         path = Path(model_id, "results.json")
         path = path if Path(model_id).is_dir() else Path(hf_hub_download(model_id, path.name, revision=REVISION))
         results = json.loads(path.read_text("utf-8"))
-        row = results["summary_mean_and_sd"][results["arm"]]
-        known = ", ".join(f"{row[f'{name}_auroc'][0]:.3f} {label}" for name, label in SETTINGS.items())
-        return FIGURES.format(
-            known, " or ".join(f"{100 * x['evaded'][0]:.1f} %" for x in results["adaptive"].values())
-        )
+        transfer = results["summary_mean_and_sd"][results["arm"]]["transfer_auroc"][0]
+        known = ", ".join(f"{row['auroc'][0]:.3f} {attack}" for attack, row in results["published"].items())
+        evaded = " or ".join(f"{100 * rates['evaded'][0]:.1f} %" for rates in results["adaptive"].values())
+        return FIGURES.format(known, transfer, evaded)
     except (OSError, ValueError, TypeError, KeyError):
         return NO_FIGURES
 
