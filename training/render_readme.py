@@ -9,6 +9,7 @@ python training/render_readme.py
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,10 @@ LABELS = {
     "loss": "loss",
     "loss_optimum": "loss of a perfect model",
     "accuracy_copy_pct": "copies that are right, %",
+    "known_auroc": "AUROC, known attack",
+    "transfer_auroc": "AUROC, trained on another",
+    "leave_one_out_auroc": "AUROC, trained on all others",
+    "other_source_auroc": "AUROC, other images",
 }
 
 
@@ -40,6 +45,14 @@ FRACTIONS = {  # shown in per cent
     "expert0_balanced_accuracy": "first expert alone, %",
     "expert1_balanced_accuracy": "second expert alone, %",
     "expert2_balanced_accuracy": "third expert alone, %",
+    "known_tpr_at_5_fpr": "found at 5 % false alarms, %",
+    "fpr_clean": "alarms, clean images, %",
+    "fpr_gaussian": "alarms, Gaussian noise, %",
+    "fpr_uniform": "alarms, uniform noise, %",
+}
+ADAPTIVE = {
+    "adaptive": "lower the detector's score",
+    "feature_matching": "pull the features to the benign mean",
 }
 
 PERCENTAGES = {
@@ -61,7 +74,7 @@ def render_arms(summary: dict[str, dict[str, list[float]]]) -> str:
     """Mean and standard deviation over the seeds, one column an arm; of many arms, one row an arm."""
     rows = []
     for name in max(summary.values(), key=len):  # an arm with one expert has no figures of three
-        factor, digits, label = 1, 3 if name.startswith("delta") else 2, LABELS.get(name)
+        factor, digits, label = 1, 3 if name.startswith("delta") or name.endswith("auroc") else 2, LABELS.get(name)
         if name in FRACTIONS:
             factor, digits, label = 100, 1, FRACTIONS[name]
         elif name in PERCENTAGES:
@@ -79,9 +92,37 @@ def render_arms(summary: dict[str, dict[str, list[float]]]) -> str:
 def _mean_and_sd(value: list[float] | None, factor: int, digits: int) -> str:
     return (
         ""
-        if value is None
+        if value is None or value[0] is None
         else f"{factor * value[0]:.{digits}f}" + ("" if value[1] is None else f" ± {factor * value[1]:.{digits}f}")
     )
+
+
+def render_adaptive(attacks: dict[str, dict[str, list]]) -> str:
+    """Attackers who know the detector: in % of their images, and of those that fool the classifier."""
+    header = ["", "fool the classifier, %", "of these detected, %", "fool both, %"]
+    rows = [
+        [ADAPTIVE[kind], *(_mean_and_sd(rates[name], 100, 1) for name in ("fooled", "detected", "evaded"))]
+        for kind, rates in attacks.items()
+    ]
+    return markdown(header, rows)
+
+
+def render_published(attacks: dict[str, dict[str, Any]]) -> str:
+    """One detector on each attack, with bootstrap intervals."""
+    interval = lambda value, factor, digits: "{} ({}, {})".format(*(f"{factor * x:.{digits}f}" for x in value))  # noqa: E731
+    rows = [
+        [name, interval(row["auroc"], 1, 3), interval(row["tpr_at_5_fpr"], 100, 1)] for name, row in attacks.items()
+    ]
+    return markdown(["", "AUROC", "found at 5 % false alarms, %"], rows)
+
+
+def render_trials(trials: dict[str, dict[str, Any]]) -> str:
+    """AUROC of each trial on attacks that it was trained on and on others; one row a trial."""
+    columns = {"known": "known attack", "transfer": "trained on another", "leave_one_out": "trained on all others"}
+    rows = [
+        [name, str(trial["features"]), *(f"{trial[key]:.3f}" for key in columns)] for name, trial in trials.items()
+    ]
+    return markdown(["", "features", *columns.values()], rows)
 
 
 def render_ratios(settings: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -110,6 +151,9 @@ RENDERERS = {
     "training_step": render_training_step,
     "table": render_columns,
     "summary_mean_and_sd": render_arms,
+    "adaptive": render_adaptive,
+    "published": render_published,
+    "trials_auroc": render_trials,
     "time_forward_backward_causal": render_ratios,
     "optimizer_step": render_ratios,
 }

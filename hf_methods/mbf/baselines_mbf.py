@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_methods.mbf.attacks_mbf import PixelClassifier
-from hf_methods.mbf.extraction_mbf import CHANNELS_LAST, evaluation_mode
+from hf_methods.mbf.extraction_mbf import channel_axis, common_groups, evaluation_mode, group_rows
 
 
 @contextmanager
@@ -44,18 +44,34 @@ def _responses(classifier: PixelClassifier, images: Tensor, layers: list[str]) -
     return {name: outputs[name].float() for name in layers}
 
 
-def moment_features(classifier: PixelClassifier, images: Tensor, layers: list[str], batch_size: int = 64) -> Tensor:
-    """Mean, standard deviation and kurtosis of each layer's responses (images, 3 * layers), float64."""
+def moment_features(
+    classifier: PixelClassifier, images: Tensor, layers: list[str], batch_size: int = 64, channel_groups: int = 1
+) -> Tensor:
+    """Mean, standard deviation and kurtosis of each layer's responses, or of each group of its channels.
+
+    Args:
+        classifier: in evaluation mode.
+        images: uint8 (images, channels, height, width).
+        layers: names of modules.
+        batch_size: images at a time.
+        channel_groups: see `MBFConfig`.
+
+    Returns:
+        float64 (images, 3 * groups), on the CPU.
+    """
+    modules = dict(classifier.classifier.named_modules())
     parts = []
     for batch in images.split(batch_size):
         columns = []
-        for response in _responses(classifier, batch, layers).values():
-            rows = response.flatten(1).double()
+        for name, response in _responses(classifier, batch, layers).items():
+            channel = channel_axis(modules[name], response)
+            groups = common_groups(channel_groups, response.shape[channel])
+            rows = group_rows(response, len(batch), channel, groups).double()
             mean = rows.mean(1, keepdim=True)
             std = (rows - mean).square().mean(1).sqrt()
             kurtosis = (rows - mean).pow(4).mean(1) / std.pow(4).clamp_min(1e-30)
-            columns += [mean[:, 0], std, kurtosis]
-        parts.append(torch.stack(columns, 1).cpu())
+            columns += [moment.reshape(len(batch), groups) for moment in (mean[:, 0], std, kurtosis)]
+        parts.append(torch.cat(columns, 1).cpu())
     return torch.cat(parts)
 
 
@@ -130,8 +146,7 @@ class MahalanobisFeatures:
         modules = dict(self.classifier.classifier.named_modules())
         for batch in images.split(batch_size):
             for name, response in _responses(self.classifier, batch, self.layers).items():
-                is_last = isinstance(modules[name], CHANNELS_LAST) or response.ndim == 3
-                rows = response.movedim(-1, 1) if is_last and response.ndim > 2 else response
+                rows = response.movedim(channel_axis(modules[name], response), 1)
                 parts[name].append(rows.flatten(2).mean(2).double().cpu() if rows.ndim > 2 else rows.double().cpu())
         return {name: torch.cat(rows) for name, rows in parts.items()}
 

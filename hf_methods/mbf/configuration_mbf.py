@@ -24,6 +24,9 @@ class MBFConfig(PreTrainedConfig):
         center (`str`, *optional*, defaults to `"layer"`): "layer" subtracts the mean of an image's responses in the layer,
             "channel" that of each channel, `None` nothing. The theory is for zero mean; the paper's choice is not known.
         debias (`bool`, *optional*, defaults to `False`): subtract the finite-sample floor, see `mbf`. Ours.
+        channel_groups (`int` or `list[int]`, *optional*, defaults to 1): measure so many groups of consecutive channels of a
+            layer apart, one number for all or one a layer; a single number is lowered to one that divides the layer's
+            channels. Ours: what a layer's channels have in common hides what an attack changes in some.
         max_responses (`int`, *optional*): use this many responses of a larger layer, at fixed positions; with center
             "layer" around their own mean. Ours, for speed.
         classifier_id (`str`, *optional*): Hub id of the classifier; `None` where it is in the folder `classifier` of the
@@ -49,6 +52,7 @@ class MBFConfig(PreTrainedConfig):
     num_coefficients: int | list[int] | None = None
     center: str | None = "layer"
     debias: bool = False
+    channel_groups: int | list[int] = 1
     max_responses: int | None = None
     classifier_id: str | None = None
     classifier_revision: str | None = None
@@ -74,6 +78,9 @@ class MBFConfig(PreTrainedConfig):
         orders = self.num_coefficients if isinstance(self.num_coefficients, list) else [self.num_coefficients]
         if any(order is not None and order < 1 for order in orders) or orders == []:
             raise ValueError(f"`num_coefficients` must be at least 1, got {self.num_coefficients}.")
+        groups = self.channel_groups if isinstance(self.channel_groups, list) else [self.channel_groups]
+        if any(number < 1 for number in groups) or groups == []:
+            raise ValueError(f"`channel_groups` must be at least 1, got {self.channel_groups}.")
         if self.layers is not None and (not self.layers or any(not name for name in self.layers)):
             raise ValueError(f"`layers` must name at least one module, got {self.layers!r}.")
         if self.max_responses is not None and self.max_responses < 100:

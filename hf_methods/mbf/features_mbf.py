@@ -10,14 +10,19 @@ we could read; the closed form, the estimator's floor and the handling of zeros 
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 TINY = 1e-30  # smaller responses count as zeros: they have no logarithm, or one of a denormal number
 CHUNK_ELEMENTS = {"cpu": 2**15}  # temporaries that stay in the cache: 2**17 takes three times as long
 CHUNK_ELEMENTS_ELSEWHERE = 2**25
+CHUNK_ELEMENTS_TABLE = 2**17
+TABLE_BITS = (
+    10  # of the mantissa: an angle is within n * 0.0014 rad, a magnitude of N responses within about that / sqrt(N)
+)
 SHAPE_RANGE = (0.05, 1e4)  # of `estimate_shape`
 
 
@@ -90,7 +95,11 @@ class CoefficientSums:
 
 
 def coefficient_sums(
-    x: Tensor, num_coefficients: int, mean: Tensor | None = None, gradient_floor: float = 0.0
+    x: Tensor,
+    num_coefficients: int,
+    mean: Tensor | None = None,
+    gradient_floor: float = 0.0,
+    use_table: bool = False,
 ) -> CoefficientSums:
     """Sums of cos and sin of 2 pi n log10|x - mean| over each row, in pieces: no temporary is larger than a chunk.
 
@@ -101,6 +110,9 @@ def coefficient_sums(
             the mean is rounding, so there |x - mean| up to 32 eps |mean| counts as zero.
         gradient_floor: the slope of log|x|, 1 / x, is infinite near 0, which hides where a sum can be moved to. Above 0 the
             slope is that of log(x^2 + s^2) / 2, s being this part of the row's root mean square. Values stay the same.
+        use_table: on the CPU and without gradients, look up cos and sin by the upper bits of |x - mean| in float32 instead
+            of computing them: several times as fast, and magnitudes of N responses within about 0.001 n / sqrt(N), far
+            below the floor 1 / sqrt(N). Elsewhere without effect.
 
     Returns:
         Sums in float32 (float64 for float64). NaN or infinite responses give NaN.
@@ -113,7 +125,9 @@ def coefficient_sums(
     )
     if x.numel() == 0:
         return total
-    limit = CHUNK_ELEMENTS.get(x.device.type, CHUNK_ELEMENTS_ELSEWHERE)
+    use_table = use_table and dtype == torch.float32 and x.device.type == "cpu"
+    use_table = use_table and not (torch.is_grad_enabled() and x.requires_grad)
+    limit = CHUNK_ELEMENTS_TABLE if use_table else CHUNK_ELEMENTS.get(x.device.type, CHUNK_ELEMENTS_ELSEWHERE)
     num_columns = min(num_responses, limit)
     num_rows = max(1, limit // num_columns)
     rows = []
@@ -123,7 +137,12 @@ def coefficient_sums(
         for column in range(0, num_responses, num_columns):
             responses = slice(column, column + num_columns)
             part_mean = None if mean is None else mean[images, responses if mean.shape[1] > 1 else slice(None)]
-            part = _chunk_sums(x[images, responses].to(dtype), num_coefficients, part_mean, gradient_floor)
+            values = x[images, responses].to(dtype)
+            part = (
+                _table_sums(values, num_coefficients, part_mean)
+                if use_table
+                else _chunk_sums(values, num_coefficients, part_mean, gradient_floor)
+            )
             row = part if row is None else row + part
         rows.append(row)
     return CoefficientSums(*(torch.cat([getattr(row, name) for row in rows]) for name in vars(total)))
@@ -162,6 +181,37 @@ def _chunk_sums(x: Tensor, num_coefficients: int, mean: Tensor | None, gradient_
         x.shape[1] - num_zeros,
         num_zeros,
     )
+
+
+@cache
+def _phase_table(num_coefficients: int) -> Tensor:
+    """cos of each order, sin of each order, and 1, for each value of a positive float32's exponent and upper mantissa.
+
+    float32 (2 ** (8 + TABLE_BITS), 2 * num_coefficients + 1). Rows of zeros and of numbers below TINY are 0, those of
+    infinity and NaN are NaN but for the count.
+    """
+    codes = torch.arange(2 ** (8 + TABLE_BITS), dtype=torch.int32)
+    middle = (codes << (23 - TABLE_BITS)) | (1 << (22 - TABLE_BITS))
+    values = middle.view(torch.float32).double()
+    angles = 2 * math.pi * values.log10()[:, None] * torch.arange(1, num_coefficients + 1)
+    table = torch.cat([angles.cos(), angles.sin(), torch.ones(len(codes), 1)], 1)
+    table[~values.isfinite(), :-1] = torch.nan
+    return table.masked_fill((values < TINY)[:, None], 0).float()
+
+
+def _table_sums(x: Tensor, num_coefficients: int, mean: Tensor | None) -> CoefficientSums:
+    if mean is None:
+        size = x.abs()
+    else:
+        mean = mean.to(x.dtype)
+        size = (x - mean).abs_()
+        size *= size > 32 * torch.finfo(x.dtype).eps * mean.abs()  # what stays NaN was NaN
+    # A float32 holds its own logarithm: the exponent, and a mantissa in [1, 2).
+    codes = size.contiguous().view(torch.int32).bitwise_right_shift_(23 - TABLE_BITS)
+    sums = nn.functional.embedding_bag(codes, _phase_table(num_coefficients), mode="sum")
+    cos, sin, count = sums.split([num_coefficients, num_coefficients, 1], 1)
+    count = count[:, 0].long()
+    return CoefficientSums(cos, sin, count, x.shape[1] - count)
 
 
 def generalized_gaussian_mbf(shape: Tensor | float, num_coefficients: int) -> Tensor:

@@ -8,13 +8,11 @@ one safetensors file and a JSON configuration, and its decision function is diff
 """
 
 import hashlib
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -24,11 +22,11 @@ from transformers.utils import ModelOutput, logging
 
 from .configuration_mbf import MBFConfig
 from .extraction_mbf import MBFFeatureExtractor, unwrap
+from .svm_mbf import conformal_threshold, fit_calibration, fit_svm, svm_decision
 
 
 logger = logging.get_logger(__name__)
 CLASSIFIER_FOLDER = "classifier"  # of a detector whose classifier is not on the Hub by itself
-MIN_SAMPLES = 10
 
 
 @dataclass
@@ -62,25 +60,6 @@ def weights_dtype(model: nn.Module) -> str:
     """Name of the dtype of the model's first floating-point weight, such as "float32"."""
     dtypes = (tensor.dtype for tensor in unwrap(model).state_dict().values() if tensor.is_floating_point())
     return str(next(dtypes, torch.float32)).removeprefix("torch.")
-
-
-def svm_decision(
-    u: Tensor, support_vectors: Tensor, dual_coefficients: Tensor, intercept: Tensor, gamma: float
-) -> Tensor:
-    """sum_s dual_s exp(-gamma |u - v_s|^2) + intercept, as scikit-learn's `SVC.decision_function`; differentiable.
-
-    Args:
-        u: (batch, features), standardised.
-        support_vectors: (vectors, features).
-        dual_coefficients: (vectors,).
-        intercept: ().
-        gamma: of the kernel.
-
-    Returns:
-        (batch,) in the dtype of the tensors.
-    """
-    squares = u.square().sum(1, keepdim=True) + support_vectors.square().sum(1) - 2 * u @ support_vectors.T
-    return (-gamma * squares.clamp_min(0)).exp() @ dual_coefficients + intercept
 
 
 class MBFDetector(PreTrainedModel):
@@ -240,14 +219,12 @@ class MBFDetector(PreTrainedModel):
         Raises:
             ValueError: fewer than 10 rows or one class only; rows that do not fit together; too few sources.
         """
-        from sklearn.linear_model import LogisticRegression
-
         x, y, groups = (torch.as_tensor(value).cpu().numpy() for value in (features, is_adversarial, source))
         extractor = self._require(fitted=False)
         if x.ndim == 2 and x.shape[1] != len(extractor.feature_names):
             raise ValueError(f"`features` has {x.shape[1]} columns, the layers give {len(extractor.feature_names)}.")
         self.estimator_, held_out = fit_svm(x, y, groups, c=c, gamma=gamma, num_folds=num_folds, seed=seed)
-        logistic = LogisticRegression(C=1e3).fit(held_out[:, None], y)
+        slope, offset = fit_calibration(held_out, y)
         scaler, svm = (step for _, step in self.estimator_.steps)
         arrays = {
             "scaler_mean": scaler.mean_,
@@ -257,13 +234,15 @@ class MBFDetector(PreTrainedModel):
             "support_vectors": svm.support_vectors_,
             "dual_coefficients": svm.dual_coef_[0],
             "intercept": svm.intercept_[0],
-            "calibration": [max(0.0, logistic.coef_[0, 0]), logistic.intercept_[0]],
+            "calibration": [slope, offset],
             "benign_scores": sorted(held_out[y == 0]),
         }
         for name, array in arrays.items():
             setattr(self, name, torch.as_tensor(array, dtype=torch.float64).to(self.intercept.device))
         config = self.config
         config.layers, config.num_coefficients = extractor.layers, extractor.num_coefficients
+        assert extractor.channel_groups is not None  # `feature_names` knew them
+        config.channel_groups = extractor.channel_groups
         config.num_features, config.num_support_vectors = x.shape[1], len(svm.support_vectors_)
         config.num_benign_scores = int((y == 0).sum())
         config.svm_c, config.svm_gamma = float(svm.C), float(svm.gamma)
@@ -400,7 +379,8 @@ class MBFDetector(PreTrainedModel):
             dtype: for the classifier's weights; the detector's are float64.
 
         Raises:
-            ValueError: tensors that are missing, foreign or of another shape, or a classifier with other weights.
+            ValueError: tensors that are missing, foreign, of another shape, not finite or such as no training leaves; no
+                digest of the classifier; a classifier with other weights.
             OSError: nothing there, or no safetensors file; pickles are never read.
         """
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or "auto"
@@ -418,12 +398,25 @@ class MBFDetector(PreTrainedModel):
                 raise ValueError(
                     f"{path} is no complete MBF detector, {kind.replace('_', ' ')}: {sorted(info[kind])}."
                 )
+        detector._check_values(path)
         if classifier is None:
             hub = {
                 name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs
             }
             classifier = detector._load_classifier(path, dtype, hub)
         return detector.bind(classifier)
+
+    def _check_values(self, path) -> None:
+        """Raise ValueError for what no training leaves: a damaged or changed file."""
+        if self.config.num_support_vectors and self.config.classifier_digest is None:
+            raise ValueError(f"{path}: config.json has no `classifier_digest`, so that any classifier would do.")
+        for name, tensor in self.named_buffers(recurse=False):
+            if not tensor.isfinite().all():
+                raise ValueError(f"{path}: `{name}` holds NaN or infinite values: the file is damaged.")
+        if not (self.scaler_scale > 0).all() or (self.benign_scores.diff() < 0).any():
+            raise ValueError(
+                f"{path}: `scaler_scale` must be positive and `benign_scores` ascending: the file is damaged."
+            )
 
     def _load_classifier(self, path, dtype, hub: dict) -> nn.Module:
         config = self.config
@@ -439,67 +432,3 @@ class MBFDetector(PreTrainedModel):
             raise ValueError(
                 f"{path} holds no classifier: pass the one it was trained for, `from_pretrained(..., classifier=...)`."
             ) from error
-
-
-def fit_svm(
-    x: np.ndarray,
-    y: np.ndarray,
-    groups: np.ndarray,
-    *,
-    c: Iterable[float] = (1.0, 10.0, 100.0),
-    gamma: Iterable[float] = (0.3, 1.0, 3.0),
-    num_folds: int = 5,
-    seed: int = 0,
-) -> tuple[Any, np.ndarray]:
-    """The scikit-learn pipeline of `MBFDetector.fit_features`, whose arguments and errors these are, on any features.
-
-    Returns:
-        The fitted pipeline, and the decision value (rows,) of each row by a pipeline that was fitted without its fold.
-    """
-    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import SVC
-
-    _check_training_data(x, y, groups, num_folds)
-    folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-    pipeline = make_pipeline(StandardScaler(), SVC(kernel="rbf", class_weight="balanced"))
-    grid = {"svc__C": list(c), "svc__gamma": [value / x.shape[1] for value in gamma]}
-    search = GridSearchCV(pipeline, grid, scoring="roc_auc", cv=folds, error_score="raise").fit(x, y, groups=groups)
-    # Training rows lie further from the border than new ones: probabilities and thresholds need held-out scores.
-    held_out = cross_val_predict(search.best_estimator_, x, y, groups=groups, cv=folds, method="decision_function")
-    return search.best_estimator_, held_out
-
-
-def conformal_threshold(benign_scores: np.ndarray, fpr: float) -> float:
-    """Of n ascending benign scores the one of rank ceil((n + 1) (1 - fpr)): a new one is above it with probability <= fpr.
-
-    The largest, with a warning, where n is too small for that.
-
-    Raises:
-        ValueError: `fpr` outside (0, 1).
-    """
-    if not 0 < fpr < 1:
-        raise ValueError(f"`fpr` must be between 0 and 1, both excluded, got {fpr}.")
-    count = len(benign_scores)
-    rank = math.ceil((count + 1) * (1 - fpr) - 1e-9)
-    if rank > count:
-        logger.warning_once(f"{count} held-out benign scores are too few for a false-positive rate of {fpr}.")
-    return float(benign_scores[min(rank, count) - 1])
-
-
-def _check_training_data(x, y, groups, num_folds: int) -> None:
-    if x.ndim != 2 or not len(x) == len(y) == len(groups):
-        raise ValueError(f"features, labels and sources differ in rows: {x.shape}, {y.shape}, {groups.shape}.")
-    if len(x) < MIN_SAMPLES:
-        raise ValueError(f"`fit` needs at least {MIN_SAMPLES} rows, got {len(x)}.")
-    if sorted(set(y.tolist())) != [0, 1]:
-        raise ValueError(f"`is_adversarial` must hold both 0 and 1, got {sorted(set(y.tolist()))}.")
-    if not (abs(x) < math.inf).all():
-        raise ValueError("`features` has NaN or infinite values.")
-    for label in (0, 1):
-        if (count := len(set(groups[y == label].tolist()))) < num_folds:
-            raise ValueError(
-                f"rows with `is_adversarial` {label} come from {count} sources, too few for {num_folds} folds: give more "
-                "images, or a smaller `num_folds`."
-            )

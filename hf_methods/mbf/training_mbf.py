@@ -51,14 +51,24 @@ class ClassifierArguments:
         if self.architecture not in ("resnet", "vit"):
             raise ValueError(f"`architecture` must be 'resnet' or 'vit', got {self.architecture!r}.")
 
+    def is_on_hub(self) -> bool:
+        """Is the classifier one of the Hub, and not a folder, which nobody else has?"""
+        return self.classifier is not None and not Path(self.classifier).is_dir()
+
 
 @dataclass
 class DataArguments:
     """Images, their splits, and the attacks."""
 
-    images: str = field(metadata={"help": "'digits', 'mnist5k', a Hub id or a folder; see hf_methods.mbf.data_mbf."})
+    images: str = field(
+        metadata={"help": "'digits', 'digits28', 'mnist5k', a Hub id or a folder; see hf_methods.mbf.data_mbf."}
+    )
     images_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub data set."})
     images_split: str = field(default="train", metadata={"help": "Split of the Hub data set."})
+    other_images: str | None = field(
+        default=None, metadata={"help": "Another source of images of the same classes, only tested on; as `images`."}
+    )
+    max_other_images: int | None = field(default=None, metadata={"help": "Use so many of them, from the front."})
     max_images: int | None = field(default=None, metadata={"help": "Use so many images, from the front."})
     split_sizes: list[float] = field(
         default_factory=lambda: [0.6, 0.2, 0.05, 0.15],
@@ -103,6 +113,7 @@ class MBFTrainingArguments(TrainingArguments):
     num_coefficients: int | None = field(default=None, metadata={"help": "Orders; default: by the layer's size."})
     center: str | None = field(default="layer", metadata={"help": "'layer', 'channel' or null."})
     debias: bool = field(default=False, metadata={"help": "Subtract the finite-sample floor."})
+    channel_groups: int = field(default=1, metadata={"help": "Groups of channels measured apart."})
     max_responses: int | None = field(default=None, metadata={"help": "Of a layer; default: all."})
     target_fpr: float = field(default=0.05, metadata={"help": "False-positive rate of the verdict."})
     svm_c: list[float] = field(default_factory=lambda: [1.0, 10.0, 100.0], metadata={"help": "Candidates for C."})
@@ -110,6 +121,10 @@ class MBFTrainingArguments(TrainingArguments):
         default_factory=lambda: [0.3, 1.0, 3.0], metadata={"help": "Candidates for gamma, times 1 / features."}
     )
     num_folds: int = field(default=5, metadata={"help": "Of the cross-validation."})
+    max_train_rows: int | None = field(
+        default=None,
+        metadata={"help": "Train detectors on the sources that have so many rows together; default: all."},
+    )
     compare: bool = field(default=True, metadata={"help": "Also train and test the baselines, on each attack."})
     bootstrap_samples: int = field(default=1000, metadata={"help": "Of the intervals."})
     adaptive_eps: float = field(default=0.1, metadata={"help": "Radius of the adaptive attacks, of 1."})
@@ -126,7 +141,7 @@ class MBFTrainingArguments(TrainingArguments):
 
     def detector_config(self, **more: Any) -> MBFConfig:
         """The configuration of the detector before training."""
-        fields = ("layers", "num_coefficients", "center", "debias", "max_responses", "target_fpr")
+        fields = ("layers", "num_coefficients", "center", "debias", "channel_groups", "max_responses", "target_fpr")
         return MBFConfig(**{name: getattr(self, name) for name in fields}, **more)
 
     def svm_options(self) -> dict[str, Any]:
@@ -175,8 +190,7 @@ def build_classifier(
                 **labels,
             )
         )
-    processor = ViTImageProcessor(
-        do_resize=False,
+    processor = ViTImageProcessor(  # an image of that size stays as it is
         size={"height": image.size[1], "width": image.size[0]},
         image_mean=[0.5] * num_channels,
         image_std=[0.5] * num_channels,

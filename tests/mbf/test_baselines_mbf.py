@@ -48,6 +48,15 @@ def test_moments_are_scipys(classifier, responses):
     np.testing.assert_allclose(moment_features(classifier, IMAGES, ["0", "3"], 7), np.stack(columns, 1), rtol=1e-5)
 
 
+def test_moments_of_groups_are_those_of_their_channels(classifier, responses):
+    # three channels in three groups; the linear layer's four in two, since three do not divide them
+    parts = [*(responses["0"][:, c].reshape(60, -1) for c in range(3)), responses["3"][:, :2], responses["3"][:, 2:]]
+    moments = [np.array([x.mean(1), x.std(1), kurtosis(x, 1, fisher=False)]) for x in parts]
+    expected = np.concatenate([np.concatenate(np.stack(moments[at], 1)) for at in (slice(3), slice(3, 5))]).T
+    features = moment_features(classifier, IMAGES, ["0", "3"], channel_groups=3)
+    np.testing.assert_allclose(features, expected, rtol=1e-4)
+
+
 def test_lid_follows_the_distances_of_scikit_learns_neighbours(classifier, responses):
     rows = responses["0"].reshape(60, -1)
     neighbours = NearestNeighbors(n_neighbors=6).fit(rows)

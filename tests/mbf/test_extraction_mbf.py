@@ -150,6 +150,56 @@ def test_fewer_responses_estimate_the_same():
     assert torch.equal(large, full)
 
 
+@pytest.mark.parametrize("center", ["layer", "channel", None])
+@pytest.mark.parametrize("family", ["resnet", "vit", "timm_vit"])
+def test_channel_groups_are_measured_apart(family, center):
+    model = make_classifier(family).double()
+    extractor = MBFFeatureExtractor(model, MBFConfig(num_coefficients=2, center=center, channel_groups=4))
+    with torch.no_grad():
+        result = extractor(IMAGES.double())
+    expected = []
+    for layer in extractor.layers:
+        x, _ = outputs_of(model, layer)
+        x = x.movedim(1 if x.ndim == 4 else -1, 1)
+        if center is not None:
+            x = x - x.mean([d for d in range(1, x.ndim) if center == "layer" or d != 1], keepdim=True)
+        expected += [reference(part, 2, None) for part in x.chunk(4, 1)]
+    torch.testing.assert_close(result.features, torch.cat(expected, 1), rtol=0, atol=1e-7)
+    assert extractor.channel_groups == [4] * len(extractor.layers)
+    assert extractor.feature_names[:4] == [f"{extractor.layers[0]}[{g}]:{n}" for g in (0, 1) for n in (1, 2)]
+    assert len(extractor.feature_names) == len(extractor.layer_of_feature) == result.features.shape[1]
+
+
+def test_a_number_of_groups_is_lowered_to_one_that_divides_the_channels():
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 7, 3))
+    extractor = MBFFeatureExtractor(model, MBFConfig(num_coefficients=1, channel_groups=4))
+    with pytest.raises(ValueError, match="call the extractor once first"):
+        extractor.feature_names  # noqa: B018
+    assert extractor(IMAGES).features.shape == (3, 4) and extractor.channel_groups == [3, 1]
+    assert MBFFeatureExtractor(model, MBFConfig(num_coefficients=1, channel_groups=[2, 7]))(IMAGES).features.shape == (
+        3,
+        9,
+    )
+    with pytest.raises(ValueError, match="the layer 0 has 6 channels, which 4 does not divide"):
+        MBFFeatureExtractor(model, MBFConfig(channel_groups=[4, 1]))(IMAGES)
+    with pytest.raises(ValueError, match="`channel_groups` has 1 entries for 2 layers"):
+        MBFFeatureExtractor(model, MBFConfig(channel_groups=[2]))
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("center", ["layer", "channel", None])
+def test_samples_of_layers_are_summed_together_as_one_by_one(groups, center):
+    model = make_classifier("resnet")
+    config = {"num_coefficients": 2, "center": center, "channel_groups": groups, "max_responses": 400}
+    together = MBFFeatureExtractor(model, MBFConfig(**config))
+    features, counts = (together(IMAGES)[key] for key in ("features", "num_responses"))
+    assert counts.max() == 400
+    alone = [
+        MBFFeatureExtractor(model, MBFConfig(layers=layer, **config))(IMAGES).features for layer in together.layers
+    ]
+    torch.testing.assert_close(features, torch.cat(alone, 1), rtol=0, atol=1e-6)
+
+
 def test_modes_and_hooks_come_back_also_after_an_error():
     model = make_classifier("plain").train()
     model[1].eval()
@@ -320,6 +370,8 @@ def test_bad_arguments_are_refused(make, error, message):
         ({"num_coefficients": 0}, "`num_coefficients` must be at least 1, got 0"),
         ({"num_coefficients": [2, 0]}, "got \\[2, 0\\]"),
         ({"num_coefficients": 2.5}, "num_coefficients"),
+        ({"channel_groups": 0}, "`channel_groups` must be at least 1, got 0"),
+        ({"channel_groups": []}, r"`channel_groups` must be at least 1, got \[\]"),
         ({"layers": []}, "`layers` must name at least one module"),
         ({"layers": ""}, "`layers` must name"),
         ({"layers": 3}, "layers"),

@@ -52,6 +52,32 @@ def test_the_dimensions_of_a_sample_are_reduced(dim, shape):
     torch.testing.assert_close(mbf(x, 3, dim), torch.tensor(reference(rows, 3)))
 
 
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e30])
+def test_the_table_gives_what_is_computed(centre, scale):
+    x = (torch.randn(6, 2000, generator=torch.Generator().manual_seed(2)) + 0.5) * scale
+    x[:, ::7] = 0
+    mean = x.mean(1, keepdim=True) if centre else None
+    exact, rough = (coefficient_sums(x, 4, mean, use_table=flag) for flag in (False, True))
+    assert torch.equal(rough.count, exact.count) and torch.equal(rough.num_zeros, exact.num_zeros)
+    error = (rough.magnitudes() - exact.magnitudes()).abs()
+    assert 0 < error.max() < 4 * 0.001 * 4 / 2000**0.5  # some deviations of the rounding's 0.001 n / sqrt(N)
+
+
+def test_the_table_keeps_what_is_not_finite_and_leaves_out_tiny_numbers():
+    x = torch.tensor([[1.0, math.nan, 2.0], [1.0, -math.inf, 2.0], [1.0, 1e-38, 2.0]])
+    sums = coefficient_sums(x, 2, use_table=True)
+    assert sums.cos.isnan().all(1).tolist() == [True, True, False] and sums.count.tolist() == [3, 3, 2]
+    constant = torch.full((1, 1001), -7.3e5)
+    assert coefficient_sums(constant, 2, constant.mean(1, keepdim=True), use_table=True).count.item() == 0
+
+
+def test_the_table_is_not_used_where_it_would_lose_gradients_or_digits():
+    for x in (torch.randn(2, 99, requires_grad=True), torch.randn(2, 99, dtype=torch.float64)):
+        rough, exact = (coefficient_sums(x, 2, use_table=flag).cos for flag in (True, False))
+        assert torch.equal(rough, exact) and rough.requires_grad == x.requires_grad
+
+
 def test_a_factor_changes_no_magnitude():
     x = torch.randn(20_000, generator=torch.Generator().manual_seed(1))
     for factor in (-1.0, 3.7, 1e-6, -1e8):

@@ -19,11 +19,12 @@ from transformers.utils import logging
 
 import hf_methods.mbf  # noqa: F401  registers
 from hf_methods.mbf.configuration_mbf import MBFConfig
-from hf_methods.mbf.modeling_mbf import MBFDetector, svm_decision, weights_digest, weights_dtype
+from hf_methods.mbf.modeling_mbf import MBFDetector, weights_digest, weights_dtype
+from hf_methods.mbf.svm_mbf import svm_decision
 from hf_methods.mbf.training_mbf import load_estimator, save_estimator
 
 
-CODE_FILES = ["configuration_mbf.py", "extraction_mbf.py", "features_mbf.py", "modeling_mbf.py"]
+CODE_FILES = ["configuration_mbf.py", "extraction_mbf.py", "features_mbf.py", "modeling_mbf.py", "svm_mbf.py"]
 
 
 def make_rows(num_images=60):
@@ -292,6 +293,30 @@ def test_a_file_with_other_tensors_is_refused(saved, changes, message):
         MBFDetector.from_pretrained(saved)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("support_vectors", lambda t: t.fill_(math.nan), "`support_vectors` holds NaN or infinite"),
+        ("intercept", lambda t: t.fill_(math.inf), "`intercept` holds NaN or infinite"),
+        ("scaler_scale", lambda t: t.neg_(), "`scaler_scale` must be positive"),
+        ("benign_scores", lambda t: t.neg_(), "`benign_scores` ascending"),
+    ],
+)
+def test_a_file_with_values_that_no_training_leaves_is_refused(saved, name, change, message):
+    tamper(saved, **{name: change(load_file(saved / "model.safetensors")[name].clone())})
+    with pytest.raises(ValueError, match=message):
+        MBFDetector.from_pretrained(saved)
+
+
+def test_changed_weights_beside_the_detector_are_refused(saved):
+    path = saved / "classifier" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["classifier.1.bias"] += 1e-3
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="weights have the digest"):
+        MBFDetector.from_pretrained(saved)
+
+
 class Trap:
     """Runs a command when it is unpickled."""
 
@@ -329,6 +354,12 @@ def test_a_configuration_that_does_not_fit_is_refused(saved):
         MBFDetector.from_pretrained(saved)
     (saved / "config.json").write_text(json.dumps({**config, "target_fpr": 2.0}))
     with pytest.raises(Exception, match="`target_fpr` must be between 0 and 1"):
+        MBFDetector.from_pretrained(saved)
+    (saved / "config.json").write_text(json.dumps({**config, "classifier_digest": None}))
+    with pytest.raises(ValueError, match="config.json has no `classifier_digest`"):
+        MBFDetector.from_pretrained(saved)
+    (saved / "config.json").write_text(json.dumps({**config, "channel_groups": [2] * 6}))
+    with pytest.raises(ValueError, match="the layers give 24 features, the detector has 12"):
         MBFDetector.from_pretrained(saved)
     (saved / "config.json").write_text(json.dumps({**config, "num_coefficients": [1] * 6}))
     with pytest.raises(ValueError, match="the layers give 6 features, the detector has 12"):

@@ -11,30 +11,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+from checkpoint_mbf import GENERATOR, IMAGES, PROCESSOR, make_detector
 from models_mbf import make_classifier
 from PIL import Image
 from transformers import AutoModel, ViTImageProcessor, pipeline
 
-from hf_methods.mbf import AdversarialDetectionPipeline, MBFConfig, MBFDetector
-
-
-GENERATOR = np.random.default_rng(0)
-IMAGES = [Image.fromarray(GENERATOR.integers(0, 256, (28, 28), dtype=np.uint8)) for _ in range(20)]
-PROCESSOR = dict(size={"height": 28, "width": 28}, image_mean=[0.5], image_std=[0.5], do_convert_rgb=False)
+from hf_methods.mbf import AdversarialDetectionPipeline, MBFDetector
 
 
 @pytest.fixture(scope="module")
 def detect():
-    processor = ViTImageProcessor(**PROCESSOR)
-    pixels = processor(IMAGES, return_tensors="pt")["pixel_values"]
-    noisy = pixels + 0.5 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
-    rows = [
-        {"pixel_values": image, "is_adversarial": label, "source": source}
-        for label, images in enumerate((pixels, noisy))
-        for source, image in enumerate(images)
-    ]
-    detector = MBFDetector(MBFConfig(), make_classifier("vit")).fit(rows, c=[1.0], gamma=[1.0])
-    return AdversarialDetectionPipeline(model=detector, image_processor=processor)
+    return make_detector("vit")
 
 
 def same(a, b):
@@ -74,6 +61,28 @@ def test_all_layers_are_listed_when_asked_for(detect):
     assert len(detect(IMAGES[0])["layers"]) == 3
     assert len(detect(IMAGES[0], top_k_layers=100)["layers"]) == len(detect.model.extractor.layers)
     assert detect(IMAGES[0], top_k_layers=0)["layers"] == []
+
+
+@pytest.mark.parametrize("config", [{}, {"num_coefficients": 2, "channel_groups": 2}], ids=["layers", "groups"])
+def test_coefficients_come_with_their_benign_band(config):
+    detect = make_detector("resnet", **config)
+    detector = detect.model
+    pixels = detect.image_processor(IMAGES[:2], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        features = detector.extractor(pixels).features
+    names = detector.extractor.feature_names
+    for index, record in enumerate(detect(IMAGES[:2], top_k_layers=100, return_coefficients=True)):
+        assert len(record["layers"]) == len(detector.extractor.layers)
+        for layer in record["layers"]:
+            own = [at for at, name in enumerate(names) if name.rpartition(":")[0].partition("[")[0] == layer["layer"]]
+            assert layer["coefficients"] == pytest.approx(features[index, own].tolist(), abs=1e-3)
+            assert layer["benign_mean"] == detector.benign_mean[own].tolist()
+            assert layer["benign_std"] == detector.benign_std[own].tolist()
+            z = [
+                (c - m) / s for c, m, s in zip(*(layer[key] for key in ("coefficients", "benign_mean", "benign_std")))
+            ]
+            assert layer["z_score"] == pytest.approx(max(z, key=abs), rel=1e-6)
+    assert "coefficients" not in detect(IMAGES[0])["layers"][0]
 
 
 def test_images_of_other_modes_and_sizes_are_converted(detect, tmp_path):
@@ -175,7 +184,9 @@ def test_a_saved_pipeline_works_with_and_without_the_package(detect, tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert same(json.loads((folder / "out.json").read_text()), detect(paths))
-    files = [f"{role}_mbf.py" for role in ("configuration", "extraction", "features", "modeling", "pipeline")]
+    files = [f"{role}_mbf.py" for role in ("configuration", "extraction", "features", "modeling", "pipeline", "svm")]
     assert sorted(path.name for path in folder.glob("*.py")) == files
     # transformers saves the code of a remote model again, not that of a remote pipeline
-    assert sorted(path.name for path in (folder / "again").glob("*.py")) == files[:-1]
+    assert sorted(path.name for path in (folder / "again").glob("*.py")) == [
+        name for name in files if "pipeline" not in name
+    ]

@@ -10,8 +10,16 @@ import torch
 from hf_methods.mbf.attacks_mbf import predict_classes
 from hf_methods.mbf.configuration_mbf import MBFConfig
 from hf_methods.mbf.data_mbf import select_attacks, stack_images, with_pixel_values
-from hf_methods.mbf.modeling_mbf import MBFDetector, conformal_threshold
-from hf_methods.mbf.protocol_mbf import compare_detectors, compute_feature_sets, measure_adaptive, row_columns
+from hf_methods.mbf.modeling_mbf import MBFDetector
+from hf_methods.mbf.protocol_mbf import (
+    compare_detectors,
+    compute_feature_sets,
+    measure_adaptive,
+    row_columns,
+    rows_of_few_sources,
+    summarize_records,
+)
+from hf_methods.mbf.svm_mbf import conformal_threshold
 
 
 ATTACKS = ("a", "b", "c")
@@ -29,17 +37,24 @@ def make_rows(num_sources, seed):
             feature[ATTACKS.index(attack) if label else 0] += 4 * label
             features.append(feature)
     columns = zip(("attack", "is_adversarial", "source"), zip(*rows, strict=True), strict=True)
-    return {name: np.array(column) for name, column in columns}, np.array(features)
+    columns = {name: np.array(column) for name, column in columns}
+    kinds = {
+        ("none", 0): "clean",
+        **{(a, label): ("gaussian", "adversarial")[label] for a in ATTACKS for label in (0, 1)},
+    }
+    columns["kind"] = np.array([kinds[attack, label] for attack, label, _ in rows])
+    return columns, np.array(features)
 
 
 @pytest.fixture(scope="module")
 def records():
-    (train, x_train), (test, x_test) = make_rows(40, 0), make_rows(40, 1)
+    (train, x_train), (test, x_test), (other, x_other) = make_rows(40, 0), make_rows(40, 1), make_rows(40, 2)
+    x_other += 3 * (1 - other["is_adversarial"][:, None])  # benign images of the other source look like attacks
     sets = {
-        "mbf": {"train": x_train, "test": x_test},
-        "max_softmax": {"train": x_train[:, :1], "test": x_test[:, :1]},
+        "mbf": {"train": x_train, "test": x_test, "other": x_other},
+        "max_softmax": {"train": x_train[:, :1], "test": x_test[:, :1], "other": x_other[:, :1]},
     }
-    return compare_detectors(sets, train, test, num_samples=50, c=[1.0], gamma=[1.0], num_folds=3)
+    return compare_detectors(sets, train, test, other, num_samples=50, c=[1.0], gamma=[1.0], num_folds=3)
 
 
 def test_each_setting_trains_and_tests_on_its_attacks(records):
@@ -48,13 +63,14 @@ def test_each_setting_trains_and_tests_on_its_attacks(records):
     assert seen == {
         *(("known", (a,), a) for a in ATTACKS),
         *(("transfer", (a,), b) for a in ATTACKS for b in ATTACKS if a != b),
+        *(("other_source", (a,), a) for a in ATTACKS),
         *(("leave_one_out", tuple(b for b in ATTACKS if b != a), a) for a in ATTACKS),
     }
     assert len(mbf) == len(seen)
 
 
 def test_what_can_be_known_is_detected_and_what_can_not_is_chance(records):
-    for record in records:
+    for record in (record for record in records if record["setting"] != "other_source"):
         auroc, low, high = record["metrics"]["auroc"]
         assert low <= auroc <= high
         if record["detector"] == "max_softmax":  # sees attack a only, and is never trained
@@ -66,14 +82,38 @@ def test_what_can_be_known_is_detected_and_what_can_not_is_chance(records):
             [
                 r["metrics"]["auroc"][0]
                 for r in records
-                if r["detector"] == "mbf" and (r["setting"] == "known") == is_known
+                if r["detector"] == "mbf" and r["setting"] != "other_source" and (r["setting"] == "known") == is_known
             ]
         )
         for is_known in (True, False)
     }
     assert mean[False] < mean[True] - 0.05  # what tells one attack says less of another
     rates = [record["fpr"] for record in records if record["setting"] == "known"]
-    assert np.mean(rates) == pytest.approx(0.05, abs=0.03)
+    assert np.mean([[rate["clean"], rate["gaussian"]] for rate in rates]) == pytest.approx(0.05, abs=0.03)
+    assert all(rate["uniform"] is None for rate in rates)  # there is no such row
+
+
+def test_images_of_another_source_are_tested_only(records):
+    other = [record for record in records if record["setting"] == "other_source" and record["detector"] == "mbf"]
+    assert all(record["fpr"]["clean"] > 0.15 for record in other)  # they look like attacks
+    summary = summarize_records(records)["mbf"]
+    assert summary["other_source_auroc"] == np.mean([record["metrics"]["auroc"][0] for record in other])
+    known = [r for r in records if r["setting"] == "known" and r["detector"] == "mbf"]
+    assert summary["fpr_gaussian"] == pytest.approx(np.mean([record["fpr"]["gaussian"] for record in known]))
+    assert "fpr_uniform" not in summary and summary["known_auroc"] > summary["leave_one_out_auroc"]
+
+
+def test_rows_of_few_sources_are_all_of_theirs():
+    columns, _ = make_rows(40, 0)
+    rows = columns["attack"] != "b"  # five of each source
+    few = rows_of_few_sources(columns, rows, 52, seed=3)
+    assert few.sum() == 50 and not (few & ~rows).any()
+    assert set(np.bincount(columns["source"][few], minlength=40)) == {0, 5}
+    assert np.array_equal(few, rows_of_few_sources(columns, rows, 52, seed=3))
+    assert not np.array_equal(few, rows_of_few_sources(columns, rows, 52, seed=4))
+    assert rows_of_few_sources(columns, rows, None, 0) is rows and rows_of_few_sources(columns, rows, 200, 0) is rows
+    with pytest.raises(ValueError, match="`max_rows` must hold one source's rows at least, got 4"):
+        rows_of_few_sources(columns, rows, 4, 0)
 
 
 def test_the_threshold_is_the_score_of_its_rank():

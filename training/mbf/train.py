@@ -5,8 +5,8 @@
 
 accelerate launch training/mbf/train.py --config training/mbf/mnist5k_resnet.yaml --output_dir runs/mbf
 
-`output_dir` is then a repository of the pipeline `adversarial-detection`: detector, classifier, image processor, and
-results.json. Attacked images are kept in `cache_dir`, by the digest of what they follow from.
+`output_dir` is then a repository of the pipeline `adversarial-detection`: detector, image processor, results.json, and in
+the folder `classifier` the classifier, with its image processor again. Attacked images are kept in `cache_dir`, by the digest of what they follow from.
 """
 
 import hashlib
@@ -14,8 +14,9 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, default_data_collator, set_seed
 
 from hf_methods.args import parse_args_and_config
@@ -30,9 +31,17 @@ from hf_methods.mbf.data_mbf import (
     stack_images,
     with_pixel_values,
 )
-from hf_methods.mbf.modeling_mbf import MBFDetector, weights_digest
+from hf_methods.mbf.modeling_mbf import CLASSIFIER_FOLDER, MBFDetector, weights_digest
 from hf_methods.mbf.pipeline_mbf import AdversarialDetectionPipeline
-from hf_methods.mbf.protocol_mbf import compare_detectors, compute_feature_sets, measure_adaptive, row_columns
+from hf_methods.mbf.protocol_mbf import (
+    compare_detectors,
+    compute_feature_sets,
+    measure_adaptive,
+    measure_detector,
+    row_columns,
+    rows_of_few_sources,
+)
+from hf_methods.mbf.recipe_mbf import summarize_runs
 from hf_methods.mbf.training_mbf import (
     ClassifierArguments,
     DataArguments,
@@ -42,7 +51,13 @@ from hf_methods.mbf.training_mbf import (
 )
 
 
-SPLITS = {"train": "detector_train", "test": "detector_test"}
+SPLITS = ("detector_train", "detector_test", "other")  # that are attacked
+SEED_OF_SPLIT = {"detector_train": 0, "detector_test": 100, "validation": 200, "other": 300}
+
+
+def transform_of(processor):
+    """Rows with images and labels -> rows that the classifier takes."""
+    return lambda batch: {**processor(batch["image"], return_tensors="pt"), "labels": batch["label"]}
 
 
 def load_classifier(args: ClassifierArguments, splits, training_args: MBFTrainingArguments):
@@ -52,8 +67,7 @@ def load_classifier(args: ClassifierArguments, splits, training_args: MBFTrainin
         processor = AutoImageProcessor.from_pretrained(args.classifier, **options)
         return AutoModelForImageClassification.from_pretrained(args.classifier, **options).eval(), processor
     model, processor = build_classifier(args, splits["classifier_train"])
-    transform = lambda batch: {**processor(batch["image"], return_tensors="pt"), "labels": batch["label"]}  # noqa: E731
-    data = {name: splits[name].with_transform(transform) for name in ("classifier_train", "validation")}
+    data = {name: splits[name].with_transform(transform_of(processor)) for name in ("classifier_train", "validation")}
     trainer = Trainer(
         model=model, args=training_args, train_dataset=data["classifier_train"], data_collator=default_data_collator
     )
@@ -63,8 +77,23 @@ def load_classifier(args: ClassifierArguments, splits, training_args: MBFTrainin
     return model, processor
 
 
-def load_attacked(classifier: PixelClassifier, dataset: Dataset, args: DataArguments, seed: int, processor):
+def load_splits(args: DataArguments, seed: int) -> DatasetDict:
+    """The four splits of the images, and "other", the images of the other source, where there is one."""
+    images = load_images(args.images, args.images_config, args.images_split)
+    images = images.select(range(min(len(images), args.max_images or len(images))))
+    splits = split_by_source(images, tuple(args.split_sizes), seed)
+    if args.other_images is not None:
+        other = load_images(args.other_images)
+        other = other.select(range(min(len(other), args.max_other_images or len(other))))
+        splits["other"] = other.add_column("source", list(range(len(other))))
+    return splits
+
+
+def load_attacked(
+    classifier: PixelClassifier, splits: DatasetDict, split: str, args: DataArguments, seed: int, processor
+):
     """The attacked data set of a split and its counts, from `cache_dir` if they were made before."""
+    dataset, seed = splits[split], 1000 * seed + SEED_OF_SPLIT[split]
     parts = (weights_digest(classifier), image_digest(dataset), json.dumps([args.attacks, seed], sort_keys=True))
     folder = Path(args.cache_dir or "", hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16])
     if args.cache_dir and (folder / "counts.json").is_file():
@@ -84,24 +113,24 @@ def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: 
     """Train classifier and detector, measure, and save all in `args.output_dir`."""
     start = time.time()
     set_seed(args.seed)
-    images = load_images(data_args.images, data_args.images_config, data_args.images_split)
-    images = images.select(range(min(len(images), data_args.max_images or len(images))))
-    splits = split_by_source(images, tuple(data_args.split_sizes), args.seed)
+    splits = load_splits(data_args, args.seed)
     model, processor = load_classifier(classifier_args, splits, args)
     classifier = PixelClassifier(model, *normalization_of(processor)).to(model.device).eval()
     attacked, counts = {}, {}
-    for seed, (name, split) in enumerate(SPLITS.items()):
-        own_seed = 1000 * args.seed + 100 * seed
-        attacked[name], counts[name] = load_attacked(classifier, splits[split], data_args, own_seed, processor)
+    for split in (split for split in SPLITS if split in splits):
+        name = split.removeprefix("detector_")
+        attacked[name], counts[name] = load_attacked(classifier, splits, split, data_args, args.seed, processor)
 
     config = args.detector_config(
-        classifier_id=classifier_args.classifier,
+        classifier_id=classifier_args.classifier if classifier_args.is_on_hub() else None,
         classifier_revision=classifier_args.classifier_revision,
         attacks=list(data_args.attacks),
     )
-    detector = MBFDetector(config, model).to(model.device)
-    detector.fit(with_pixel_values(attacked["train"], classifier), **args.svm_options())
     columns = {name: row_columns(dataset) for name, dataset in attacked.items()}
+    detector = MBFDetector(config, model).to(model.device)
+    rows = np.ones(len(attacked["train"]), bool)
+    rows = np.flatnonzero(rows_of_few_sources(columns["train"], rows, args.max_train_rows, args.seed))
+    detector.fit(with_pixel_values(attacked["train"].select(rows), classifier), **args.svm_options())
     records, adaptive = [], {}
     clean = splits["classifier_train"].select(range(min(len(splits["classifier_train"]), 2000)))
     if args.compare:
@@ -111,8 +140,8 @@ def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: 
             classifier, args.detector_config(), attacked, reference, torch.tensor(clean["label"]), args.seed
         )
         records = compare_detectors(
-            sets, columns["train"], columns["test"],
-            fpr=args.target_fpr, num_samples=args.bootstrap_samples, **args.svm_options(),
+            sets, **columns, fpr=args.target_fpr, max_train_rows=args.max_train_rows,
+            num_samples=args.bootstrap_samples, **args.svm_options(),
         )  # fmt: skip
     if args.adaptive_steps:
         is_clean = [index for index, kind in enumerate(attacked["test"]["kind"]) if kind == "clean"]
@@ -124,16 +153,25 @@ def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: 
         )  # fmt: skip
 
     AdversarialDetectionPipeline(model=detector, image_processor=processor).save_pretrained(args.output_dir)
-    own = ("layers", "num_coefficients", "center", "debias", "max_responses", "target_fpr", "num_folds", "adaptive_eps", "adaptive_steps")  # fmt: skip
+    if config.classifier_id is None:
+        processor.save_pretrained(Path(args.output_dir, CLASSIFIER_FOLDER))
+    own = ("layers", "num_coefficients", "center", "debias", "channel_groups", "max_responses", "target_fpr", "svm_c", "svm_gamma", "num_folds", "max_train_rows", "num_train_epochs", "adaptive_eps", "adaptive_steps", "adaptive_images")  # fmt: skip
+    settings = {**vars(classifier_args), **vars(data_args), **{name: getattr(args, name) for name in own}}
+    run = {
+        "counts": counts,
+        "accuracy": classifier_accuracy(model, splits["detector_test"].with_transform(transform_of(processor))),
+        "published": measure_detector(detector, classifier, attacked["test"], args.bootstrap_samples, args.seed),
+        "records": records,
+        "adaptive": adaptive,
+    }
     write_results(
         Path(args.output_dir, "results.json"),
         seeds=[args.seed],
         data={split: image_digest(dataset) for split, dataset in splits.items()},
         wall_seconds=time.time() - start,
-        settings={**vars(classifier_args), **vars(data_args), **{name: getattr(args, name) for name in own}},
-        counts=counts,
-        records=records,
-        adaptive=adaptive,
+        settings={"split": "detector_test", "train": settings},
+        **(summarize_runs([run]) if records else {}),
+        run=run,
     )
 
 
