@@ -22,7 +22,7 @@ DEFAULTS: dict[str, tuple[int, float, float, int, int]] = {
 
 EXPORT_HINT = (
     "this checkpoint holds several detectors that taught each other. For one of them: "
-    "CrossTeachingModel.from_pretrained(path).export_detector(0).save_pretrained(new_path)."
+    "CrossTeachingModel.from_pretrained(path).export_detector(0).save_pretrained(new_path); for all: `for_inference()`."
 )
 
 

@@ -9,17 +9,15 @@ from typing import Any
 from datasets import Dataset
 
 from hf_methods.cross_teaching.configuration_cross_teaching import CrossTeachingConfig, TorchvisionDetectorConfig
-from hf_methods.cross_teaching.data_cross_teaching import (
-    drop_labels,
-    label_names,
+from hf_methods.cross_teaching.data_cross_teaching import drop_labels, label_names, split_labeled
+from hf_methods.cross_teaching.formats_cross_teaching import (
     load_coco,
     load_imagefolder,
     load_unlabeled_folder,
     load_voc,
-    make_digit_scenes,
-    split_labeled,
 )
 from hf_methods.cross_teaching.modeling_cross_teaching import CrossTeachingModel
+from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
 from hf_methods.cross_teaching.training_cross_teaching import default_views
 from hf_methods.cross_teaching.views_cross_teaching import ViewSettings
 

@@ -24,8 +24,8 @@ from hf_methods import (
     TorchvisionDetectorConfig,
     TorchvisionDetectorForObjectDetection,
 )
-from hf_methods.cross_teaching.modeling_cross_teaching import precision
-from hf_methods.cross_teaching.rectification_cross_teaching import PaddedDetections, pad_detections
+from hf_methods.cross_teaching.detections_cross_teaching import PaddedDetections, pad_detections
+from hf_methods.cross_teaching.pseudo_labels_cross_teaching import count_right
 
 
 TINY = {"model_type": "cross_teaching_detector", "architecture": "ssd_tiny", "num_labels": 3}
@@ -201,19 +201,19 @@ def test_precision_counts_right_labels_at_half_overlap_and_empty_background():
     )  # fmt: skip
     boxes = torch.tensor([[[0.0, 0, 10, 10]] * 3 + [[20, 20, 30, 30]] * 2 + [[0, 0, 10, 5]]])
     labels = torch.tensor([[1, 0, -1, 1, -1, 1]])  # right, wrong, wrong, wrong, right, right
-    assert precision(boxes, labels, torch.ones(1, 6, dtype=torch.bool), truth) == 0.5
+    assert count_right(boxes, labels, torch.ones(1, 6, dtype=torch.bool), truth) == 3
     valid = torch.tensor([[True, False, False, False, False, False]])
-    assert precision(boxes, labels, valid, truth) == 1
-    assert precision(boxes, labels, torch.zeros(1, 6, dtype=torch.bool), truth).isnan()
+    assert count_right(boxes, labels, valid, truth) == 1
+    assert count_right(boxes, labels, torch.zeros(1, 6, dtype=torch.bool), truth) == 0
 
 
-def test_pseudo_label_precision_is_logged_where_the_truth_is_given():
+def test_right_pseudo_labels_are_counted_where_the_truth_is_given():
     model = sharpen(make())
     labeled, unlabeled = make_batch()
     for batch in unlabeled:
         batch["truth"] = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}] * 3
     logs = model(labeled, unlabeled, unsup_weight=1.0).logs
-    assert logs["precision_own_0"] == 0 <= logs["precision_0"] <= 1
+    assert logs["right_own_0"] == 0 < logs["used_own_0"] == logs["used_0"] >= logs["right_0"]
 
 
 @pytest.mark.parametrize("ema_buffers", [True, False])

@@ -12,18 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_methods import rectify, weighted_boxes_fusion
-from hf_methods.cross_teaching.rectification_cross_teaching import (
-    BOX_RULES,
-    CACHED_PAIRS,
+from hf_methods.cross_teaching.detections_cross_teaching import (
     PaddedDetections,
     box_iou,
     greedy_nms,
     is_sound_box,
-    label_rectification,
     pad_detections,
     peers_of,
-    rectify_anchors,
     unpad_detections,
+)
+from hf_methods.cross_teaching.rectification_cross_teaching import (
+    BOX_RULES,
+    CACHED_PAIRS,
+    label_rectification,
+    rectify_anchors,
 )
 
 

@@ -17,11 +17,14 @@ from safetensors.torch import load_file
 from transformers import DetrConfig, ResNetConfig, TrainerCallback
 
 from hf_methods import CrossTeachingConfig, CrossTeachingModel, CrossTeachingTrainer, CrossTeachingTrainingArguments
-from hf_methods.cross_teaching import training_cross_teaching
-from hf_methods.cross_teaching.data_cross_teaching import drop_labels, make_digit_scenes
+from hf_methods.cross_teaching import checks_cross_teaching, training_cross_teaching
+from hf_methods.cross_teaching.arguments_cross_teaching import ramp_weight
+from hf_methods.cross_teaching.checks_cross_teaching import last_whole_checkpoint
+from hf_methods.cross_teaching.data_cross_teaching import drop_labels
 from hf_methods.cross_teaching.evaluation_cross_teaching import detect, detection_metrics
 from hf_methods.cross_teaching.recipe_cross_teaching import DetectionDataArguments, load_data
-from hf_methods.cross_teaching.training_cross_teaching import default_views, last_whole_checkpoint, ramp_weight
+from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
+from hf_methods.cross_teaching.training_cross_teaching import default_views
 
 
 ROOT = Path(__file__).parents[2]
@@ -310,7 +313,7 @@ def test_data_that_does_not_fit_is_refused(scenes, tmp_path):
 
 def test_what_is_odd_but_possible_is_warned_of(scenes, tmp_path, monkeypatch):
     warned = []
-    monkeypatch.setattr(training_cross_teaching.logger, "warning", warned.append)
+    monkeypatch.setattr(checks_cross_teaching.logger, "warning", warned.append)
     make_trainer(tmp_path, (scenes[0], scenes[2], scenes[2]))
     make_trainer(tmp_path, scenes, make_model(num_detectors=1))
     assert "5 images of `unlabeled_dataset` are in `eval_dataset` too" in warned[0]
