@@ -1,15 +1,17 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Settings of the recipe, and the data and the model that they describe."""
+"""Settings of the recipe, the data and the model that they describe, and the figures that it writes."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from datasets import Dataset
+from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedModel
 
 from hf_methods.cross_teaching.configuration_cross_teaching import CrossTeachingConfig, TorchvisionDetectorConfig
 from hf_methods.cross_teaching.data_cross_teaching import drop_labels, label_names, split_labeled
+from hf_methods.cross_teaching.evaluation_cross_teaching import pseudo_label_figures
 from hf_methods.cross_teaching.formats_cross_teaching import (
     load_coco,
     load_imagefolder,
@@ -18,11 +20,12 @@ from hf_methods.cross_teaching.formats_cross_teaching import (
 )
 from hf_methods.cross_teaching.modeling_cross_teaching import CrossTeachingModel
 from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
-from hf_methods.cross_teaching.training_cross_teaching import default_views
+from hf_methods.cross_teaching.training_cross_teaching import CrossTeachingTrainer, default_views
 from hf_methods.cross_teaching.views_cross_teaching import ViewSettings
 
 
 FORMATS = ("scenes", "imagefolder", "coco", "voc")
+ARMS = {"sup": "supervised", "self": "self-labelling", "mutual": "mutual teaching", "ct": "Cross Teaching"}
 
 
 @dataclass
@@ -36,7 +39,8 @@ class DetectorArguments:
     roi_cls_loss: str = field(default="cross_entropy", metadata={"help": "'cross_entropy' or 'focal'."})
     rpn_positive_fraction: float = field(default=0.5, metadata={"help": "Of the sampled anchors."})
     checkpoints: list[str] = field(
-        default_factory=list, metadata={"help": "Trained detectors, one a student, instead of random weights."}
+        default_factory=list,
+        metadata={"help": "Trained detectors, one a student, or one run of train.py, instead of random weights."},
     )
     num_detectors: int = field(default=2, metadata={"help": "M."})
     detector_seed: int = field(default=0, metadata={"help": "Detector i has seed detector_seed + i."})
@@ -157,7 +161,7 @@ def build_model(args: DetectorArguments, names: list[str]) -> CrossTeachingModel
     options = {name: value for name, value in vars(args).items() if name in own and name != "num_detectors"}
     options["score_threshold"] = args.pseudo_threshold
     if args.checkpoints:
-        return CrossTeachingModel.from_detectors(args.checkpoints, **options)
+        return CrossTeachingModel.from_detectors(_load_detectors(args.checkpoints), **options)
     detector = TorchvisionDetectorConfig(
         architecture=args.architecture,
         backbone_name=args.backbone_name,
@@ -172,6 +176,40 @@ def build_model(args: DetectorArguments, names: list[str]) -> CrossTeachingModel
     return CrossTeachingModel(
         CrossTeachingConfig(detector=detector, num_detectors=args.num_detectors, seeds=seeds, **options)
     )
+
+
+def _load_detectors(checkpoints: list[str]) -> list[PreTrainedModel | str]:
+    """The detectors of the checkpoints; of a single one with several detectors, these."""
+    if len(checkpoints) > 1 or AutoConfig.from_pretrained(checkpoints[0]).model_type != CrossTeachingConfig.model_type:
+        return list(checkpoints)
+    config = CrossTeachingConfig.from_pretrained(checkpoints[0])
+    if CrossTeachingModel.__name__ in (config.architectures or []):
+        return list(CrossTeachingModel.from_pretrained(checkpoints[0]).students)  # type: ignore[arg-type]
+    return list(AutoModelForObjectDetection.from_pretrained(checkpoints[0]).detectors)
+
+
+def compute_figures(trainer: CrossTeachingTrainer) -> dict[str, float]:
+    """The figures of results.json: of the evaluation set, and of the pseudo labels where they were measured.
+
+    Returns:
+        `map_50`, `map`, `voc07_ap50`: means of the students; `teacher_map_50`: of the teachers; `ensemble_map_50`,
+        `ensemble_map`; `images`, how many were read; those of `pseudo_label_figures`; and `<name>_map_50` of each detector.
+    """
+    metrics = trainer.evaluate()
+    num = trainer.model.config.num_detectors
+
+    def mean_of(kind: str, key: str) -> float:
+        return sum(metrics[f"eval_{kind}_{number}_{key}"] for number in range(num)) / num
+
+    figures = {key: mean_of("student", key) for key in ("map_50", "map", "voc07_ap50")}
+    figures |= {"teacher_map_50": mean_of("teacher", "map_50")}
+    figures |= {f"ensemble_{key}": metrics[f"eval_ensemble_{key}"] for key in ("map_50", "map")}
+    figures |= {"images": metrics["eval_images"], **pseudo_label_figures(trainer.state.log_history)}
+    return figures | {
+        f"{kind}_{number}_map_50": metrics[f"eval_{kind}_{number}_map_50"]
+        for kind in ("student", "teacher")
+        for number in range(num)
+    }
 
 
 def build_views(args: DetectionDataArguments, model: CrossTeachingModel) -> ViewSettings:
