@@ -160,6 +160,8 @@ class CrossTeachingModel(PreTrainedModel):
         """
         config = copy.deepcopy(self.config)
         config.architectures = [CrossTeachingForObjectDetection.__name__]
+        if hasattr(config, "auto_map"):  # of this class, whose file will not travel
+            del config.auto_map
         model = CrossTeachingForObjectDetection(config)
         model.detectors.load_state_dict((self.teachers if ema else self.students).state_dict())
         CrossTeachingForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")

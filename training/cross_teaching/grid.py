@@ -36,11 +36,17 @@ class GridArguments:
     train_config: str = field(metadata={"help": "YAML of train.py with everything that the arms share."})
     output_dir: str = field(metadata={"help": "Folder of the trained models; finished ones are not trained again."})
     results: str = field(metadata={"help": "JSON file to write; the plot lies beside it."})
-    burn_in: dict = field(default_factory=dict, metadata={"help": "Options of train.py of the run that all arms go on from."})
+    burn_in: dict = field(
+        default_factory=dict, metadata={"help": "Options of train.py of the run that all arms go on from."}
+    )
     arms: dict = field(default_factory=dict, metadata={"help": "Name of each arm: its own options of train.py."})
-    seeds: list[int] = field(default_factory=lambda: [3, 4, 5], metadata={"help": "Sets: seeds of scenes and detectors."})
+    seeds: list[int] = field(
+        default_factory=lambda: [3, 4, 5], metadata={"help": "Sets: seeds of scenes and detectors."}
+    )
     threads: int = field(default=1, metadata={"help": "Of the processor, for each run; one run at a time."})
-    checkpoint: str | None = field(default=None, metadata={"help": "Folder for the last arm's checkpoint of the first set."})
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "Folder for the last arm's checkpoint of the first set."}
+    )
 
     def __post_init__(self):
         if not self.arms:
@@ -124,7 +130,9 @@ def plot_summary(results: dict):
         scores.plot([mean(values)], [row], "|", color=BLUE if arm == OURS else GREY, markersize=16, markeredgewidth=3)
         if "precision" in rows[0]:
             for when, color, shift in (("precision_own", GREY, -0.12), ("precision", ORANGE, 0.12)):
-                labels.plot([100 * run[when] for run in rows], [row + shift] * len(rows), "o", color=color, markersize=4)
+                labels.plot(
+                    [100 * run[when] for run in rows], [row + shift] * len(rows), "o", color=color, markersize=4
+                )
     for axis, title in ((scores, "mAP at IoU 0.5 of the students, %"), (labels, "precision of pseudo labels, %")):
         axis.set_yticks(range(len(runs)), list(runs) if axis is scores else [])
         axis.set_ylim(len(runs) - 0.5, -0.5)
