@@ -71,6 +71,7 @@ def train(
             data_notes=notes,
             arm=ARMS[detector_args.arm],
             skipped_steps=trainer.num_skipped_steps,
+            log=[entry for entry in trainer.state.log_history if "loss" in entry],
             evaluator={"map, map_50, map_75": "COCO, 101 points (torchmetrics)", "voc07_ap50": "VOC 2007, 11 points"},
             summary_mean_and_sd={ARMS[detector_args.arm]: {name: [value, None] for name, value in figures.items()}},
         )
