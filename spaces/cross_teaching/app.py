@@ -62,6 +62,8 @@ def read_image(payload: ImageData | None) -> Image.Image:
 
 def answer(detect: Pipeline, image: Image.Image, threshold: float, rule: str) -> list:
     """A text and a picture for each detector and the ensemble, then the like of what the rule changes."""
+    if rule not in RULES:
+        raise gr.Error("Choose a rule first.", print_exception=False)
     records = detect(image, detector="all", threshold=threshold)
     names = [*detect.names, "ensemble"]
     boxes = {name: [record for record in records if record["detector"] == name] for name in names}
