@@ -394,6 +394,8 @@ class CrossTeachingModel(PreTrainedModel):
         size = (batch["strong"].shape[-2], batch["strong"].shape[-1])
         boxes = clip_boxes_to_image(map_boxes(pseudo.boxes, batch["weak_to_strong"]), size)
         valid = pseudo.valid & (boxes[..., 2:] - boxes[..., :2] > 1).all(-1)  # what left the view
+        if self.config.rectified_threshold is not None:
+            valid = valid & (pseudo.scores > self.config.rectified_threshold)
         if "truth" in batch:
             truth = padded_truth(batch["truth"])
             own_boxes = clip_boxes_to_image(map_boxes(own.boxes, batch["weak_to_strong"]), size)
