@@ -17,7 +17,7 @@ from hf_methods import cli
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(hf_methods.__file__).parent
 PART_OF_ANOTHER = {"ortho_adam": "softmax1"}  # one paper, published with the other's checkpoints
-IN_PROGRESS = {"cross_teaching", "mbf", "subpt"}  # their mathematics, models and recipes are here, the rest is not
+IN_PROGRESS = {"mbf", "subpt"}  # their mathematics, models and recipes are here, the rest is not
 METHODS = sorted(cli.METHODS)
 PARTS = [
     "hf_methods/{m}/configuration_{m}.py",

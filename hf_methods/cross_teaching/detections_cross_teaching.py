@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class PaddedDetections(NamedTuple):
@@ -133,15 +134,14 @@ def stack_detections(detections: Sequence[PaddedDetections]) -> PaddedDetections
     return PaddedDetections(*(torch.stack(fields) for fields in zip(*grown)))
 
 
-def pad_detections(detections: list[dict[str, Tensor]], num_rows: int | None = None) -> tuple[PaddedDetections, int]:
+def pad_detections(detections: list[dict[str, Tensor]]) -> tuple[PaddedDetections, int]:
     """Detections of a batch of images in one tensor each; boxes without area or with NaN are left out and counted.
 
     Args:
         detections: one dict(boxes (n, 4) xyxy, scores (n,), labels (n,) of any integer type) an image.
-        num_rows: rows to pad to; default the largest n.
 
     Returns:
-        Fields (B, N, ...), boxes and scores at least float32, and the number of boxes that were left out.
+        Fields (B, N, ...) with the largest N, boxes and scores at least float32, and the number of boxes that were left out.
 
     Raises:
         ValueError: fields that are missing or of other shapes.
@@ -157,37 +157,27 @@ def pad_detections(detections: list[dict[str, Tensor]], num_rows: int | None = N
             )
         if labels.is_floating_point():
             raise ValueError(f"labels of image {number} must be integers, got {labels.dtype}.")
-    num_rows = max((len(image["scores"]) for image in detections), default=0) if num_rows is None else num_rows
+    counts = [len(image["scores"]) for image in detections]
     if not detections:
-        empty = torch.zeros(0, num_rows)
+        empty = torch.zeros(0, 0)
         return PaddedDetections(empty[..., None].expand(-1, -1, 4), empty, empty.long(), empty.bool()), 0
     dtype = torch.float64 if any(image["boxes"].dtype == torch.float64 for image in detections) else torch.float32
-    boxes = torch.cat([image["boxes"] for image in detections]).to(dtype)
-    scores = torch.cat([image["scores"] for image in detections]).to(dtype)
-    labels = torch.cat([image["labels"] for image in detections]).long()
-    sound = is_sound_box(boxes, scores)
+    device = detections[0]["boxes"].device
+    boxes = pad_sequence([image["boxes"].to(dtype) for image in detections], batch_first=True)
+    scores = pad_sequence([image["scores"].to(dtype) for image in detections], batch_first=True)
+    labels = pad_sequence([image["labels"].long() for image in detections], batch_first=True)
+    there = torch.arange(boxes.shape[1], device=device) < torch.tensor(counts, device=device)[:, None]
+    sound = is_sound_box(boxes, scores) & there
     # NaN would spread through the sums that are masked afterwards
-    boxes, scores = boxes.masked_fill(~sound[:, None], 0), scores.masked_fill(~sound, 0)
-    counts = [len(image["scores"]) for image in detections]
-    # where each detection goes, known without asking the device
-    rows = torch.tensor(
-        [row * num_rows + n for row, count in enumerate(counts) for n in range(count)], dtype=torch.long
-    )
-    rows = rows.to(boxes.device)
-    shape = (len(detections), num_rows)
-    flat = boxes.new_zeros(len(detections) * num_rows, 4)
-    padded = PaddedDetections(
-        flat.index_copy(0, rows, boxes).view(*shape, 4),
-        flat[:, 0].index_copy(0, rows, scores).view(shape),
-        torch.zeros_like(flat[:, 0], dtype=torch.long).index_copy(0, rows, labels).view(shape),
-        torch.zeros_like(flat[:, 0], dtype=torch.bool).index_copy(0, rows, sound).view(shape),
-    )
-    return padded, len(sound) - int(sound.sum())
+    padded = PaddedDetections(boxes.masked_fill(~sound[..., None], 0), scores.masked_fill(~sound, 0), labels, sound)
+    return padded, sum(counts) - int(sound.sum())
 
 
 def unpad_detections(padded: Any) -> list[dict[str, Tensor]]:
-    """The valid rows of `PaddedDetections` or `Rectified`, an image a dict(boxes, scores, labels); waits for the device."""
-    return [
-        {"boxes": boxes[valid], "scores": scores[valid], "labels": labels[valid]}
-        for boxes, scores, labels, valid in zip(padded.boxes, padded.scores, padded.labels, padded.valid)
-    ]
+    """The valid rows of `PaddedDetections` or `Rectified` (B, N, ...), an image a dict(boxes, scores, labels), in order.
+
+    Waits for the device, once.
+    """
+    counts = padded.valid.sum(-1).tolist()
+    fields = (getattr(padded, name)[padded.valid].split(counts) for name in ("boxes", "scores", "labels"))
+    return [dict(zip(("boxes", "scores", "labels"), image)) for image in zip(*fields)]

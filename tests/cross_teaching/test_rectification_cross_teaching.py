@@ -19,6 +19,7 @@ from hf_methods.cross_teaching.detections_cross_teaching import (
     is_sound_box,
     pad_detections,
     peers_of,
+    stack_detections,
     unpad_detections,
 )
 from hf_methods.cross_teaching.rectification_cross_teaching import (
@@ -90,9 +91,7 @@ def as_detections(rows, dtype=torch.float32):
 
 
 def stack(detectors):
-    num_rows = max(len(image["scores"]) for images in detectors for image in images)
-    padded = [pad_detections(images, num_rows)[0] for images in detectors]
-    return PaddedDetections(*(torch.stack(fields) for fields in zip(*padded)))
+    return stack_detections([pad_detections(images)[0] for images in detectors])
 
 
 def as_rows(rectified, image):
@@ -312,7 +311,7 @@ def test_the_batched_rules_run_on_tensors_that_hold_no_data():
 
 def test_padding_and_back_keeps_every_detection():
     images = [as_detections([(A, 0.5, 1), (FAR, 0.25, 2)]), as_detections([]), as_detections([(A, 1.0, 1)])]
-    for before, after in zip(images, unpad_detections(pad_detections(images, 7)[0])):
+    for before, after in zip(images, unpad_detections(pad_detections(images)[0])):
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
