@@ -3,7 +3,6 @@
 
 """What `hf-methods demo cross_teaching` shows."""
 
-import io
 import json
 import os
 import subprocess
@@ -12,12 +11,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForObjectDetection
 
-from hf_methods.cross_teaching.data_cross_teaching import label_names
+from hf_methods.cross_teaching.data_cross_teaching import label_names, open_image
 from hf_methods.cross_teaching.detections_cross_teaching import pad_detections, peers_of, stack_detections
 from hf_methods.cross_teaching.detectors_cross_teaching import build_processor
 from hf_methods.cross_teaching.evaluation_cross_teaching import detect
@@ -61,7 +60,7 @@ def run_demo(out: Path, steps: int) -> str:
     out.mkdir(parents=True, exist_ok=True)
     model = AutoModelForObjectDetection.from_pretrained(CHECKPOINT)
     scenes = make_digit_scenes("unlabeled", NUM_SCENES, SCENES_SEED)
-    views = _views(model)
+    views = plain_views(model)
     named = {str(number): detector for number, detector in enumerate(model.detectors)}
     found, truths, _ = detect(named, scenes, views, batch_size=50)
     truth = padded_truth([{"boxes": image["boxes"], "labels": image["labels"]} for image in truths])
@@ -85,7 +84,7 @@ def run_demo(out: Path, steps: int) -> str:
     return f"{tables}\nlabelled {NUM_SCENES} scenes, trained {steps} steps in {time.time() - start:.0f} s; report: {report}"
 
 
-def _views(model) -> ViewSettings:
+def plain_views(model) -> ViewSettings:
     """Plain views of the detectors' size and normalisation."""
     processor = build_processor(model.config.detector)
     return ViewSettings(processor.size["height"], mean=processor.image_mean, std=processor.image_std)
@@ -115,9 +114,9 @@ def _row_of_rule(name: str, own, truth, **options) -> list[str]:
 def _row_of_anchors(model, scenes, views: ViewSettings, truth) -> list[str]:
     """The same by SSD's rule, on default boxes."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (views.mean, views.std))
-    pixels = [torch.frombuffer(_rgb(row["image"]["bytes"]), dtype=torch.uint8) for row in scenes]
     size = (views.image_size, views.image_size)
-    images = (torch.stack(pixels).view(-1, *size, 3).permute(0, 3, 1, 2) / 255 - mean) / std
+    pixels = np.stack([np.asarray(open_image(row["image"])) for row in scenes])  # of that size already
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
     heads = [detector.ssd_heads(detector.extract_features(images), size) for detector in model.detectors]
     totals = torch.zeros(5, dtype=torch.long)
     for number, (logits, offsets, anchors) in enumerate(heads):
@@ -133,10 +132,6 @@ def _row_of_anchors(model, scenes, views: ViewSettings, truth) -> list[str]:
         changed = ((pseudo.label != pseudo.own_label) & pseudo.valid).sum()
         totals += torch.stack([right[0], used, right[1], used, changed])
     return _cells("ssd_anchor", *totals)
-
-
-def _rgb(content: bytes) -> bytearray:
-    return bytearray(Image.open(io.BytesIO(content)).convert("RGB").tobytes())
 
 
 def _train(steps: int) -> list[dict]:
@@ -209,7 +204,7 @@ def plot_scenes(scenes, above: list[list[dict[str, Tensor]]], own, num_scenes: i
     names = label_names(scenes)
     figure, axes = new_figure(12, 2.6, columns=num_scenes)
     for axis, number in zip(axes, chosen):
-        axis.imshow(Image.open(io.BytesIO(scenes[number]["image"]["bytes"])))
+        axis.imshow(open_image(scenes[number]["image"]))
         axis.set_axis_off()
         boxes = [(corners, GREY, "-") for corners in _corners(scenes[number]["objects"]["bbox"])]
         boxes += [(corners, ORANGE, "--") for corners in above[0][number]["boxes"].tolist()]

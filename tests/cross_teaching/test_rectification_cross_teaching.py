@@ -219,6 +219,15 @@ def test_half_precision_boxes_do_not_overflow_and_keep_their_type(dtype):
     assert result["labels"].dtype == torch.int32
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.uint8])
+def test_labels_of_every_integer_type_come_back_in_their_own(dtype):
+    box = torch.tensor([[0.0, 0, 10, 10]])
+    own = [dict(boxes=box, scores=torch.tensor([0.5]), labels=torch.tensor([1], dtype=dtype))]
+    peer = [dict(boxes=box, scores=torch.tensor([0.9]), labels=torch.tensor([7], dtype=torch.int32))]
+    (image,) = rectify(own, [peer])
+    assert image["labels"].dtype == dtype and image["labels"].tolist() == [7]
+
+
 def test_iou_is_torchvisions_and_zero_for_boxes_without_area():
     generator = torch.Generator().manual_seed(1)
     boxes = torch.rand(2, 30, 4, generator=generator).cumsum(-1)

@@ -139,6 +139,24 @@ def test_teachers_move_once_an_optimizer_step_and_at_the_interval(scenes, tmp_pa
         assert moves[0] == 0.0 and moves[1:] == [None] * expected  # copies first
 
 
+def test_teachers_stay_where_the_scaler_left_out_a_step(scenes, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, scenes, make_model(burn_in_steps=0), max_steps=3)
+    moves = []
+    monkeypatch.setattr(trainer.model, "update_teachers", lambda decay=None: moves.append(decay))
+    monkeypatch.setattr(type(trainer.accelerator), "optimizer_step_was_skipped", property(lambda self: True))
+    trainer.train()
+    assert moves == [0.0]  # the copies of the beginning
+
+
+def test_sets_smaller_than_a_batch_are_sampled_again(scenes, tmp_path):
+    labeled, unlabeled, evaluated = scenes
+    few = (labeled.select([0]), unlabeled.select([0, 1]), evaluated)
+    trainer = make_trainer(tmp_path, few, max_steps=3, per_device_train_batch_size=4)
+    assert trainer.train().global_step == 3
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert len(batch["labeled"][0]["pixel_values"]) == 4 == len(batch["unlabeled"][1]["strong"])
+
+
 def test_a_step_without_finite_gradients_changes_nothing_and_is_named(scenes, tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, scenes, max_steps=3)
     forward, warned, states = trainer.model.forward, [], []
