@@ -138,14 +138,14 @@ def benchmark_rectification() -> dict:
             if num_boxes <= 100:
                 functions["by boxes"] = partial(by_boxes, rows)
             name = f"{num_images} x {num_boxes}, {num_detectors} detectors"
-            results[name] = time_together(functions, repeats=5 if num_boxes == 100 else 11)
+            results[name] = time_together(functions, repeats=3 if num_boxes >= 100 else 11, warm_up=1)
     return results
 
 
 # --- G3: pseudo labels against the detector's own post-processing
 
 
-def benchmark_pseudo_labels(num_images: int = 8, num_confident: int = 40) -> dict:
+def benchmark_pseudo_labels(num_images: int = 4, num_confident: int = 40) -> dict:
     """SSD300's outputs with some confident anchors: detections as in evaluation, and the choice of pseudo labels."""
     config = CrossTeachingConfig(
         detector={"model_type": "cross_teaching_detector", "num_labels": NUM_LABELS}, num_detectors=1
