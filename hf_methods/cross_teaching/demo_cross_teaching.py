@@ -28,7 +28,7 @@ from hf_methods.plotting import BLUE, GREY, ORANGE, new_figure
 from hf_methods.report import Section, text_table, write_report
 
 
-STEPS = 60
+STEPS = 30
 CHECKPOINT = Path("model_cards/ct-digit-scenes")
 CONFIG = "training/cross_teaching/digit_scenes.yaml"
 NUM_SCENES, SCENES_SEED, THRESHOLD = 300, 200, 0.7
