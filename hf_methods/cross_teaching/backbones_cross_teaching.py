@@ -89,12 +89,12 @@ def load_backbone(
         value.copy_(weights[name])
 
 
-def _vgg_targets(backbone: nn.Module):
+def _vgg_targets(backbone: Any):
     """(name, tensor) of each convolution of SSD300's backbone, in VGG's order: conv0 ... conv12, fc6, fc7."""
-    extra: Any = backbone.extra[0]  # type: ignore[index]
+    extra = backbone.extra[0]
     convolutions = [
         layer for part in (backbone.features, extra) for layer in part.modules() if isinstance(layer, nn.Conv2d)
-    ]  # type: ignore[union-attr]
+    ]
     names = [*(f"conv{number}" for number in range(len(convolutions) - 2)), "fc6", "fc7"]
     for name, layer in zip(names, convolutions, strict=True):
         yield from ((f"{name}.{part}", getattr(layer, part).data) for part in ("weight", "bias"))

@@ -57,7 +57,7 @@ class CrossTeachingDetectionPipeline(ObjectDetectionPipeline):
     @property
     def names(self) -> list[str]:
         """Of the detectors."""
-        return list(ascii_uppercase[: len(self.model.detectors)])
+        return list(ascii_uppercase[: len(self.model.detectors)])  # type: ignore[arg-type]
 
     def _sanitize_parameters(self, detector=None, rule=None, fusion_iou_threshold=None, **kwargs):
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
@@ -113,7 +113,7 @@ class CrossTeachingDetectionPipeline(ObjectDetectionPipeline):
         return [
             {
                 "score": score,
-                "label": self.model.config.id2label[label],
+                "label": self.model.config.id2label[label],  # type: ignore[index]
                 "box": self._get_bounding_box(box),
                 "detector": name,
             }
