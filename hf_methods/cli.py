@@ -16,7 +16,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 # click's class, by way of typer: newer versions of typer carry a click of their own
 UsageError: type[typer.BadParameter] = typer.BadParameter.__base__  # type: ignore[assignment]
 
-METHODS = ("softmax1", "cpe", "subpt", "mbf")  # those that can be shown and published
+METHODS = ("softmax1", "cpe", "subpt", "cross_teaching", "mbf")  # those that can be shown and published
 Method = Annotated[str, typer.Argument(help=f"{' or '.join(METHODS)}.")]
 Model = Annotated[str, typer.Argument(help="Folder or Hub id of a causal language model.")]
 

@@ -14,8 +14,8 @@ from transformers import TrainingArguments
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.cpe import CPETrainingArguments, recipe_cpe
+from hf_methods.cross_teaching.arguments_cross_teaching import CrossTeachingTrainingArguments
 from hf_methods.cross_teaching.recipe_cross_teaching import DetectionDataArguments, DetectorArguments
-from hf_methods.cross_teaching.training_cross_teaching import CrossTeachingTrainingArguments
 from hf_methods.mbf import training_mbf as mbf
 from hf_methods.softmax1.training_softmax1 import DataArguments, ModelArguments, Softmax1TrainingArguments
 from hf_methods.subpt import SubPTTrainingArguments, recipe_subpt

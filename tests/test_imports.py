@@ -119,10 +119,17 @@ def test_the_files_that_travel_are_known():
         "pipeline_subpt.py",
     }
     assert travelling_files(PACKAGE / "cross_teaching") == {
+        "architectures_cross_teaching.py",
         "configuration_cross_teaching.py",
+        "detections_cross_teaching.py",
+        "detectors_cross_teaching.py",
+        "fusion_cross_teaching.py",
         "image_processing_cross_teaching.py",
         "modeling_cross_teaching.py",
         "modeling_detectors_cross_teaching.py",
+        "modeling_inference_cross_teaching.py",
+        "pipeline_cross_teaching.py",
+        "pseudo_labels_cross_teaching.py",
         "rectification_cross_teaching.py",
     }
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} <= METHODS

@@ -17,7 +17,6 @@ from hf_methods import cli
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(hf_methods.__file__).parent
 PART_OF_ANOTHER = {"ortho_adam": "softmax1"}  # one paper, published with the other's checkpoints
-IN_PROGRESS = {"cross_teaching"}  # their mathematics, models and recipes are here, the rest is not
 METHODS = sorted(cli.METHODS)
 PARTS = [
     "hf_methods/{m}/configuration_{m}.py",
@@ -42,7 +41,7 @@ PARTS = [
 
 
 def test_each_folder_is_a_method_of_the_command_line():
-    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == {*METHODS, *PART_OF_ANOTHER, *IN_PROGRESS}
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == {*METHODS, *PART_OF_ANOTHER}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -49,6 +49,14 @@ FRACTIONS = {  # shown in per cent
     "fpr_clean": "alarms, clean images, %",
     "fpr_gaussian": "alarms, Gaussian noise, %",
     "fpr_uniform": "alarms, uniform noise, %",
+    "map_50": "mAP at IoU 0.5, students, %",
+    "map": "mAP, students, %",
+    "voc07_ap50": "AP at IoU 0.5 by VOC 2007, students, %",
+    "teacher_map_50": "mAP at IoU 0.5, teachers, %",
+    "ensemble_map_50": "mAP at IoU 0.5, ensemble, %",
+    "precision_own": "right pseudo labels before rectification, %",
+    "precision": "right pseudo labels after it, %",
+    "changed": "labels that it changed, %",
 }
 ADAPTIVE = {
     "adaptive": "lower the detector's score",
@@ -147,7 +155,15 @@ def render_training_step(step: dict) -> str:
     return markdown(["", "median"], times + ratios)
 
 
+def render_sets(runs: dict[str, list[dict[str, float]]]) -> str:
+    """mAP of each set, one column an arm."""
+    first = next(iter(runs.values()))
+    rows = [[f"set {k + 1}", *(f"{100 * arm[k]['map_50']:.1f}" for arm in runs.values())] for k in range(len(first))]
+    return markdown(["", *runs], rows)
+
+
 RENDERERS = {
+    "runs": render_sets,
     "training_step": render_training_step,
     "table": render_columns,
     "summary_mean_and_sd": render_arms,

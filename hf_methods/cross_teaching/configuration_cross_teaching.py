@@ -22,7 +22,7 @@ DEFAULTS: dict[str, tuple[int, float, float, int, int]] = {
 
 EXPORT_HINT = (
     "this checkpoint holds several detectors that taught each other. For one of them: "
-    "CrossTeachingModel.from_pretrained(path).export_detector(0).save_pretrained(new_path)."
+    "CrossTeachingModel.from_pretrained(path).export_detector(0).save_pretrained(new_path); for all: `for_inference()`."
 )
 
 
@@ -48,6 +48,8 @@ class TorchvisionDetectorConfig(PreTrainedConfig):
         image_size (`int`, *optional*): pixels; side of SSD's square input, or shortest edge for Faster R-CNN. Defaults to
             300, 320, 64, 800 and 320 in the order above.
         max_image_size (`int`, *optional*): longest edge for Faster R-CNN; defaults to 5/3 of `image_size`.
+        image_mean, image_std (`list[float]`, *optional*): normalisation of pixels from 0 to 1 that the weights were trained
+            with; default ImageNet's, and for "ssd300_vgg16" the mean alone is taken from pixels from 0 to 255.
         anchor_preset (`str`, *optional*, defaults to `"official"`): default boxes of "ssd300_vgg16": "official" (30, 60,
             111, 162, 213, 264 and 315 pixels, centres clipped to the image) or "torchvision" (21, 45, 99, 153, 207, 261,
             315).
@@ -78,6 +80,8 @@ class TorchvisionDetectorConfig(PreTrainedConfig):
     backbone_name: str | None = None
     image_size: int | None = None
     max_image_size: int | None = None
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
     anchor_preset: str = "official"
     anchor_scales: list[float] | None = None
     anchor_ratios: list[list[float]] | list[list[int]] | None = None
@@ -131,6 +135,10 @@ class TorchvisionDetectorConfig(PreTrainedConfig):
             raise ValueError(f"`image_size` of 'ssd300_vgg16' is 300, got {self.image_size}; use 'ssd_timm'.")
         if self.image_size < 32:
             raise ValueError(f"`image_size` must be at least 32 pixels, got {self.image_size}.")
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if values is not None and (len(values) != 3 or name == "image_std" and min(values) <= 0):
+                raise ValueError(f"`{name}` must be three numbers{', above 0' * (name == 'image_std')}, got {values}.")
         scales, ratios = self.anchor_scales, self.anchor_ratios
         if scales is not None and ratios is not None and len(scales) != len(ratios) + 1:
             raise ValueError(
@@ -159,6 +167,8 @@ class CrossTeachingConfig(PreTrainedConfig):
         rule_options (`dict`, *optional*): arguments of `label_rectification` in place of the rule's.
         score_threshold (`float`, *optional*): of pseudo labels; defaults to 0.5 in anchor mode, 0.7 in box mode.
         nms_threshold (`float`, *optional*, defaults to 0.5): of pseudo labels.
+        rectified_threshold (`float`, *optional*): in box mode, score that a rectified label must be above to be trained on;
+            default all. The rule for COCO rectifies boxes above 0.5 and trains on those above 0.9.
         max_pseudo_boxes (`int`, *optional*): defaults to 20 in anchor mode, 100 in box mode.
         unsup_weight (`float`, *optional*): weight of the unsupervised loss; defaults to 1 in anchor mode, 2 in box mode.
         unsup_box_loss (`str`, *optional*): anchor mode: "peer" (squared error to the peer's offsets, default), "winner" or
@@ -195,6 +205,7 @@ class CrossTeachingConfig(PreTrainedConfig):
     rule: str = "crossrectify_voc"
     rule_options: dict | None = None
     score_threshold: float | None = None
+    rectified_threshold: float | None = None
     nms_threshold: float = 0.5
     max_pseudo_boxes: int | None = None
     unsup_weight: float | None = None
@@ -261,6 +272,12 @@ class CrossTeachingConfig(PreTrainedConfig):
         _validate_choice("unsup_box_loss", self.unsup_box_loss, allowed)
         for name in ("score_threshold", "nms_threshold", "ema_decay"):
             _validate_range(name, getattr(self, name), 0, 1)
+        if self.rectified_threshold is not None:
+            _validate_range("rectified_threshold", self.rectified_threshold, 0, 1)
+            if self.mode == "anchor":
+                raise ValueError(
+                    "`rectified_threshold` is for mode='box'; anchors are chosen by `score_threshold` alone."
+                )
         for name, low in (
             ("burn_in_steps", 0),
             ("ramp_start", 0),

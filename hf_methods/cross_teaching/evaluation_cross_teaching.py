@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_methods.cross_teaching.data_cross_teaching import BadImageError, open_image
-from hf_methods.cross_teaching.modeling_cross_teaching import build_processor
-from hf_methods.cross_teaching.views_cross_teaching import ViewSettings, plain_geometry, render, stack_images
+from hf_methods.cross_teaching.detectors_cross_teaching import build_processor
+from hf_methods.cross_teaching.sampling_cross_teaching import stack_images
+from hf_methods.cross_teaching.views_cross_teaching import ViewSettings, plain_geometry, render
 
 
 logger = logging.get_logger(__name__)
@@ -98,6 +99,36 @@ def detection_metrics(
     figures = {name: max(0.0, float(values[name])) for name in ("map", "map_50", "map_75")}
     voc = voc07_average_precision(detections, truths, num_labels)
     return {**figures, "voc07_ap50": 0.0 if math.isnan(voc) else voc}
+
+
+def pseudo_label_figures(log_history: list[dict[str, float]]) -> dict[str, float]:
+    """Precision of the pseudo labels of all students over a training, before and after rectification.
+
+    Args:
+        log_history: of the trainer's state, of a training with `measure_pseudo_labels`.
+
+    Returns:
+        `precision_own` and `precision`, the labels that they are shares of (`used_own`, `used`), and `changed`, the mean share
+        that rectification changed; nothing where no pseudo labels were measured.
+    """
+    totals: dict[str, float] = {}
+    changed = []
+    for entry in log_history:
+        for name, value in entry.items():
+            kind, _, number = name.rpartition("_")
+            if kind in ("right_own", "used_own", "right", "used") and number.isdigit():
+                totals[kind] = totals.get(kind, 0) + value
+            elif kind == "changed" and number.isdigit():
+                changed.append(value)
+    if not totals.get("used_own") or not totals.get("used"):
+        return {}
+    return {
+        "precision_own": totals["right_own"] / totals["used_own"],
+        "precision": totals["right"] / totals["used"],
+        "used_own": totals["used_own"],
+        "used": totals["used"],
+        "changed": sum(changed) / max(1, len(changed)),
+    }
 
 
 def _truth(objects: dict[str, list]) -> dict[str, Tensor]:

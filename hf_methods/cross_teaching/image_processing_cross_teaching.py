@@ -62,6 +62,9 @@ class DetectionImageProcessor(DetrImageProcessor):
             options |= {"size": {"shortest_edge": size, "longest_edge": config.max_image_size}, "do_pad": True}
         if config.architecture == "ssd300_vgg16":  # the mean is subtracted from 0...255, nothing is divided
             options |= {"image_mean": [0.48235, 0.45882, 0.40784], "image_std": [1 / 255] * 3}
+        for name in ("image_mean", "image_std"):
+            if getattr(config, name) is not None:
+                options[name] = getattr(config, name)
         return cls(**{**options, **kwargs})
 
     def post_process_object_detection(

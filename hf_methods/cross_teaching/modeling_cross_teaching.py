@@ -16,31 +16,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import clip_boxes_to_image
-from transformers import AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel, RTDetrImageProcessor
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers import AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
-from .configuration_cross_teaching import EXPORT_HINT, CrossTeachingConfig, TorchvisionDetectorConfig
+from .configuration_cross_teaching import CrossTeachingConfig
+from .detections_cross_teaching import PaddedDetections, map_boxes, pad_detections, stack_detections
+from .detectors_cross_teaching import build_detector, build_processor, finish_composite
 from .image_processing_cross_teaching import DetectionImageProcessor
 from .modeling_detectors_cross_teaching import TorchvisionDetectorForObjectDetection, sum_of_parts
+from .modeling_inference_cross_teaching import CrossTeachingForObjectDetection
+from .pseudo_labels_cross_teaching import as_detr, class_loss, count_right, padded_truth
 from .rectification_cross_teaching import (
     BOX_RULES,
-    PaddedDetections,
     Rectified,
     RectifiedAnchors,
-    box_iou,
     label_rectification,
-    pad_detections,
     rectify_anchors,
-    stack_detections,
 )
 
 
 logger = logging.get_logger(__name__)
-
-# They use RT-DETR's processor, but transformers' table does not say so.
-RT_DETR_KIND = ("d_fine", "rt_detr", "rt_detr_v2")
-CLASS_LOSSES = ("loss_ce", "loss_vfl", "loss_class")  # of DETR and its kin; their weight in the sum is 1
 
 
 @dataclass
@@ -51,38 +46,11 @@ class CrossTeachingOutput(ModelOutput):
         loss (`torch.Tensor` of shape `()`): sum over the students.
         logs (`dict[str, torch.Tensor]`): scalars of each student i: `loss_sup_i`, `loss_unsup_i`, `pseudo_i` (pseudo labels
             an image), `score_i` (their mean score), `changed_i` (share that rectification replaced), and where the truth
-            is given `precision_own_i` and `precision_i` (before and after rectification).
+            is given counts: `right_own_i` of `used_own_i` before, `right_i` of `used_i` after rectification.
     """
 
     loss: Tensor | None = None
     logs: dict | None = None
-
-
-def build_detector(config: PreTrainedConfig) -> PreTrainedModel:
-    """A detector with random weights; a torchvision one also where its class is not registered."""
-    # by the name: code that came with a checkpoint may be there twice, and with it the class of the configuration
-    if config.model_type == TorchvisionDetectorConfig.model_type:
-        return TorchvisionDetectorForObjectDetection(config)  # type: ignore[arg-type]
-    return AutoModelForObjectDetection.from_config(config)
-
-
-def build_processor(config: PreTrainedConfig) -> Any:
-    """The image processor whose `post_process_object_detection` fits the detector's output.
-
-    Raises:
-        ValueError: the detector's processor has no such method.
-    """
-    if config.model_type == TorchvisionDetectorConfig.model_type:
-        return DetectionImageProcessor.for_detector(config)  # type: ignore[arg-type]
-    if config.model_type in RT_DETR_KIND:
-        return RTDetrImageProcessor()
-    if type(config) not in IMAGE_PROCESSOR_MAPPING:
-        raise ValueError(f"{type(config).__name__} has no image processor, so its output can't be read as detections.")
-    classes: Any = IMAGE_PROCESSOR_MAPPING[type(config)]
-    for processor_class in classes.values() if isinstance(classes, dict) else classes:
-        if processor_class is not None and hasattr(processor_class, "post_process_object_detection"):
-            return processor_class()
-    raise ValueError(f"{type(config).__name__} has no image processor with `post_process_object_detection`.")
 
 
 class CrossTeachingModel(PreTrainedModel):
@@ -116,14 +84,7 @@ class CrossTeachingModel(PreTrainedModel):
         self.teachers = nn.ModuleList(copy.deepcopy(student) for student in students)
         self.teachers.requires_grad_(False)
         self._processor: Any = None
-        if next(self.parameters()).device.type != "meta":
-            for module in self.modules():
-                module._is_hf_initialized = True  # type: ignore[assignment]
-        self.post_init()
-        for name, group in (("students", self.students), ("teachers", self.teachers)):
-            for number, detector in enumerate(group):  # transformers looks for tied weights in direct children only
-                for target, source in (getattr(detector, "all_tied_weights_keys", None) or {}).items():
-                    self.all_tied_weights_keys[f"{name}.{number}.{target}"] = f"{name}.{number}.{source}"
+        finish_composite(self, students=self.students, teachers=self.teachers)
         self.train(False)
 
     def _init_weights(self, module):
@@ -190,6 +151,38 @@ class CrossTeachingModel(PreTrainedModel):
             type(detector).register_for_auto_class("AutoModelForObjectDetection")
             type(detector.config).register_for_auto_class()
         return detector  # type: ignore[return-value]
+
+    def for_inference(self, ema: bool = True) -> CrossTeachingForObjectDetection:
+        """All detectors in one model that the pipelines run, without what only training needs.
+
+        Args:
+            ema: the teachers (averages), else the students.
+        """
+        config = copy.deepcopy(self.config)
+        config.architectures = [CrossTeachingForObjectDetection.__name__]
+        if hasattr(config, "auto_map"):  # of this class, whose file will not travel
+            del config.auto_map
+        model = CrossTeachingForObjectDetection(config)
+        model.detectors.load_state_dict((self.teachers if ema else self.students).state_dict())
+        CrossTeachingForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args: Any, **kwargs: Any):
+        """As the base class.
+
+        Raises:
+            ValueError: a model of `for_inference`, which has no students.
+        """
+        config = kwargs.get("config")
+        if config is None and pretrained_model_name_or_path is not None:
+            config = CrossTeachingConfig.from_pretrained(pretrained_model_name_or_path)
+        if CrossTeachingForObjectDetection.__name__ in (getattr(config, "architectures", None) or []):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds detectors without their students: load it with "
+                "AutoModelForObjectDetection. To train on: CrossTeachingModel.from_detectors(list(model.detectors))."
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def train(self, mode: bool = True) -> "CrossTeachingModel":
         """Train mode for the students only: teachers predict."""
@@ -332,9 +325,10 @@ class CrossTeachingModel(PreTrainedModel):
         changed = (pseudo.label != pseudo.own_label) & pseudo.valid
         self._log_pseudo(number, pseudo.valid, scores, changed, logs)
         if "truth" in batch:
-            truth, _ = _padded_truth(batch["truth"])
-            for name, labels in (("precision_own", pseudo.own_label), ("precision", pseudo.label)):
-                logs[f"{name}_{number}"] = precision(chosen, labels - 1, pseudo.valid, truth)
+            truth = padded_truth(batch["truth"])
+            for when, labels in (("_own", pseudo.own_label), ("", pseudo.label)):
+                logs[f"right{when}_{number}"] = count_right(chosen, labels - 1, pseudo.valid, truth)
+                logs[f"used{when}_{number}"] = pseudo.valid.sum()
         return pseudo
 
     # On detections: sections 1.4 and 1.5, Faster R-CNN and other detectors.
@@ -355,9 +349,9 @@ class CrossTeachingModel(PreTrainedModel):
             loss_sup = student(**labeled).loss
             if strong is None or not targets:
                 return loss_sup, 0 * loss_sup
-            labels = [_as_detr(target, strong.shape[-2:]) for target in targets]
+            labels = [as_detr(target, strong.shape[-2:]) for target in targets]
             output = student(pixel_values=strong, labels=labels, **({} if mask is None else {"pixel_mask": mask}))
-            return loss_sup, output.loss if full else _class_loss(output.loss_dict)
+            return loss_sup, output.loss if full else class_loss(output.loss_dict)
         images, size = labeled["pixel_values"], labeled["pixel_values"].shape[-2:]
         labels = student.prepare_targets(labeled["labels"], (size[0], size[1]))
         num_labeled = len(images)
@@ -398,13 +392,17 @@ class CrossTeachingModel(PreTrainedModel):
             pseudo, changed = rectified, rectified.source > 0
         self._log_pseudo(number, pseudo.valid, pseudo.scores, changed, logs)
         size = (batch["strong"].shape[-2], batch["strong"].shape[-1])
-        boxes = clip_boxes_to_image(_map(pseudo.boxes, batch["weak_to_strong"]), size)
+        boxes = clip_boxes_to_image(map_boxes(pseudo.boxes, batch["weak_to_strong"]), size)
         valid = pseudo.valid & (boxes[..., 2:] - boxes[..., :2] > 1).all(-1)  # what left the view
+        if self.config.rectified_threshold is not None:
+            valid = valid & (pseudo.scores > self.config.rectified_threshold)
         if "truth" in batch:
-            truth, _ = _padded_truth(batch["truth"])
-            own_boxes = clip_boxes_to_image(_map(own.boxes, batch["weak_to_strong"]), size)
-            logs[f"precision_own_{number}"] = precision(own_boxes, own.labels, own.valid, truth)
-            logs[f"precision_{number}"] = precision(boxes, pseudo.labels, valid, truth)
+            truth = padded_truth(batch["truth"])
+            own_boxes = clip_boxes_to_image(map_boxes(own.boxes, batch["weak_to_strong"]), size)
+            logs[f"right_own_{number}"] = count_right(own_boxes, own.labels, own.valid, truth)
+            logs[f"used_own_{number}"] = own.valid.sum()
+            logs[f"right_{number}"] = count_right(boxes, pseudo.labels, valid, truth)
+            logs[f"used_{number}"] = valid.sum()
         return [
             {"boxes": corners[keep], "labels": labels[keep]}
             for corners, labels, keep in zip(boxes, pseudo.labels, valid)
@@ -445,66 +443,6 @@ class CrossTeachingModel(PreTrainedModel):
         logs[f"pseudo_{number}"] = count / max(1, len(valid))
         logs[f"score_{number}"] = (scores * valid).sum() / count
         logs[f"changed_{number}"] = changed.sum() / count
-
-
-class SeveralDetectors:
-    """What `AutoModelForObjectDetection` finds for a `CrossTeachingModel`: the way to one of its detectors."""
-
-    config_class = CrossTeachingConfig
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any):
-        """Refuses.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(EXPORT_HINT)
-
-
-def precision(boxes: Tensor, labels: Tensor, valid: Tensor, truth: PaddedDetections) -> Tensor:
-    """Share of pseudo labels that are right: an object of that label at IoU 0.5 or more; -1, the background: none at all.
-
-    Args:
-        boxes: (B, N, 4) xyxy.
-        labels: (B, N) from 0, or -1.
-        valid: (B, N) bool.
-        truth: objects (B, K).
-
-    Returns:
-        scalar, NaN without pseudo labels.
-    """
-    if not truth.valid.shape[-1]:
-        right = labels < 0
-    else:
-        hit = (box_iou(boxes, truth.boxes) >= 0.5) & truth.valid[..., None, :]  # (B, N, K)
-        same = hit & (labels[..., :, None] == truth.labels[..., None, :])
-        right = torch.where(labels < 0, ~hit.any(-1), same.any(-1))
-    return (right & valid).sum() / valid.sum()
-
-
-def _padded_truth(truth: list[dict[str, Tensor]]) -> tuple[PaddedDetections, int]:
-    return pad_detections([{**image, "scores": torch.ones_like(image["boxes"][:, 0])} for image in truth])
-
-
-def _map(boxes: Tensor, scale_and_shift: Tensor) -> Tensor:
-    """Boxes (B, N, 4) xyxy through x -> a x + b, y -> c y + d, with (B, 4) = (a, b, c, d)."""
-    scale, shift = scale_and_shift[:, None, [0, 2]], scale_and_shift[:, None, [1, 3]]
-    corners = torch.stack([boxes[..., :2] * scale + shift, boxes[..., 2:] * scale + shift])
-    return torch.cat([corners.amin(0), corners.amax(0)], -1)
-
-
-def _as_detr(target: dict[str, Tensor], size) -> dict[str, Tensor]:
-    scale = target["boxes"].new_tensor([size[1], size[0]])
-    low, high = target["boxes"][:, :2] / scale, target["boxes"][:, 2:] / scale
-    return {"class_labels": target["labels"], "boxes": torch.cat([(low + high) / 2, high - low], -1)}
-
-
-def _class_loss(loss_dict: dict[str, Tensor]) -> Tensor:
-    losses = [value for name, value in loss_dict.items() if name.startswith(CLASS_LOSSES)]
-    if not losses:
-        raise ValueError(f"no classification loss among {', '.join(loss_dict)}; use unsup_box_loss='full'.")
-    return torch.stack(losses).sum()
 
 
 def _comparable(config: PreTrainedConfig) -> dict[str, Any]:

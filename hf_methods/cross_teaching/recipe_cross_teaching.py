@@ -1,30 +1,32 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Settings of the recipe, and the data and the model that they describe."""
+"""Settings of the recipe, the data and the model that they describe, and the figures that it writes."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from datasets import Dataset
+from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedModel
 
+from hf_methods.cross_teaching.backbones_cross_teaching import load_backbone, read_backbone
 from hf_methods.cross_teaching.configuration_cross_teaching import CrossTeachingConfig, TorchvisionDetectorConfig
-from hf_methods.cross_teaching.data_cross_teaching import (
-    drop_labels,
-    label_names,
+from hf_methods.cross_teaching.data_cross_teaching import drop_labels, label_names, split_labeled
+from hf_methods.cross_teaching.evaluation_cross_teaching import pseudo_label_figures
+from hf_methods.cross_teaching.formats_cross_teaching import (
     load_coco,
     load_imagefolder,
     load_unlabeled_folder,
     load_voc,
-    make_digit_scenes,
-    split_labeled,
 )
 from hf_methods.cross_teaching.modeling_cross_teaching import CrossTeachingModel
-from hf_methods.cross_teaching.training_cross_teaching import default_views
+from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
+from hf_methods.cross_teaching.training_cross_teaching import CrossTeachingTrainer, default_views
 from hf_methods.cross_teaching.views_cross_teaching import ViewSettings
 
 
 FORMATS = ("scenes", "imagefolder", "coco", "voc")
+ARMS = {"sup": "supervised", "self": "self-labelling", "mutual": "mutual teaching", "ct": "Cross Teaching"}
 
 
 @dataclass
@@ -33,12 +35,16 @@ class DetectorArguments:
 
     architecture: str = field(default="ssd300_vgg16", metadata={"help": "See TorchvisionDetectorConfig."})
     backbone_name: str | None = field(default=None, metadata={"help": "timm model of 'ssd_timm'."})
+    backbone_weights: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of an image classifier in timm's format; default random."}
+    )
     image_size: int | None = field(default=None, metadata={"help": "Pixels of a side, or of the shortest edge."})
     frozen_batch_norm: bool = field(default=False, metadata={"help": "For pretrained backbones."})
     roi_cls_loss: str = field(default="cross_entropy", metadata={"help": "'cross_entropy' or 'focal'."})
     rpn_positive_fraction: float = field(default=0.5, metadata={"help": "Of the sampled anchors."})
     checkpoints: list[str] = field(
-        default_factory=list, metadata={"help": "Trained detectors, one a student, instead of random weights."}
+        default_factory=list,
+        metadata={"help": "Trained detectors, one a student, or one run of train.py, instead of random weights."},
     )
     num_detectors: int = field(default=2, metadata={"help": "M."})
     detector_seed: int = field(default=0, metadata={"help": "Detector i has seed detector_seed + i."})
@@ -46,6 +52,9 @@ class DetectorArguments:
     mode: str | None = field(default=None, metadata={"help": "'anchor' (SSD) or 'box'."})
     rule: str = field(default="crossrectify_voc", metadata={"help": "Rule of the box mode."})
     pseudo_threshold: float | None = field(default=None, metadata={"help": "Score of pseudo labels."})
+    rectified_threshold: float | None = field(
+        default=None, metadata={"help": "Score of rectified labels to train on, in box mode."}
+    )
     unsup_weight: float | None = field(default=None, metadata={"help": "Weight of the unsupervised loss."})
     unsup_box_loss: str | None = field(default=None, metadata={"help": "'peer', 'winner', 'none' or 'full'."})
     ramp: str | None = field(default=None, metadata={"help": "'ssd', 'linear' or 'none'."})
@@ -55,6 +64,7 @@ class DetectorArguments:
     burn_in_steps: int = field(default=0, metadata={"help": "Supervised steps first."})
     ema_decay: float | None = field(default=None, metadata={"help": "Of the teachers."})
     ema_interval: int | None = field(default=None, metadata={"help": "Steps between two averages."})
+    ema_buffers: bool = field(default=True, metadata={"help": "Average buffers too; else copy them."})
     own_source: str = field(default="student", metadata={"help": "'student' or 'ema'."})
     negatives: str = field(default="all", metadata={"help": "'all' or 'none', SSD in box mode."})
     shared_unlabeled_batch: bool = field(default=False, metadata={"help": "One unlabelled batch for all."})
@@ -149,7 +159,7 @@ def _load(args: DetectionDataArguments, which: str, names: list[str] | None) -> 
 
 
 def build_model(args: DetectorArguments, names: list[str]) -> CrossTeachingModel:
-    """Students with random weights, or from `args.checkpoints`.
+    """Students with random weights, perhaps but for their backbones, or from `args.checkpoints`.
 
     Args:
         args: the detectors.
@@ -159,7 +169,10 @@ def build_model(args: DetectorArguments, names: list[str]) -> CrossTeachingModel
     options = {name: value for name, value in vars(args).items() if name in own and name != "num_detectors"}
     options["score_threshold"] = args.pseudo_threshold
     if args.checkpoints:
-        return CrossTeachingModel.from_detectors(args.checkpoints, **options)
+        if args.backbone_weights:
+            raise ValueError("give `checkpoints`, which have their backbones, or `backbone_weights`, not both.")
+        return CrossTeachingModel.from_detectors(_load_detectors(args.checkpoints), **options)
+    weights, mean, std = read_backbone(args.backbone_weights) if args.backbone_weights else (None, None, None)
     detector = TorchvisionDetectorConfig(
         architecture=args.architecture,
         backbone_name=args.backbone_name,
@@ -167,13 +180,53 @@ def build_model(args: DetectorArguments, names: list[str]) -> CrossTeachingModel
         frozen_batch_norm=args.frozen_batch_norm,
         roi_cls_loss=args.roi_cls_loss,
         rpn_positive_fraction=args.rpn_positive_fraction,
+        image_mean=mean,
+        image_std=std,
         id2label=dict(enumerate(names)),
         label2id={name: number for number, name in enumerate(names)},
     )
     seeds = [args.detector_seed + number for number in range(args.num_detectors)]
-    return CrossTeachingModel(
-        CrossTeachingConfig(detector=detector, num_detectors=args.num_detectors, seeds=seeds, **options)
-    )
+    config = CrossTeachingConfig(detector=detector, num_detectors=args.num_detectors, seeds=seeds, **options)
+    model = CrossTeachingModel(config)
+    if weights is not None:
+        for student in model.students:
+            load_backbone(student, weights, args.backbone_weights or "")  # type: ignore[arg-type]
+        model.copy_to_teachers()
+    return model
+
+
+def _load_detectors(checkpoints: list[str]) -> list[PreTrainedModel | str]:
+    """The detectors of the checkpoints; of a single one with several detectors, these."""
+    if len(checkpoints) > 1 or AutoConfig.from_pretrained(checkpoints[0]).model_type != CrossTeachingConfig.model_type:
+        return list(checkpoints)
+    config = CrossTeachingConfig.from_pretrained(checkpoints[0])
+    if CrossTeachingModel.__name__ in (config.architectures or []):
+        return list(CrossTeachingModel.from_pretrained(checkpoints[0]).students)  # type: ignore[arg-type]
+    return list(AutoModelForObjectDetection.from_pretrained(checkpoints[0]).detectors)
+
+
+def compute_figures(trainer: CrossTeachingTrainer) -> dict[str, float]:
+    """The figures of results.json: of the evaluation set, and of the pseudo labels where they were measured.
+
+    Returns:
+        `map_50`, `map`, `voc07_ap50`: means of the students; `teacher_map_50`: of the teachers; `ensemble_map_50`,
+        `ensemble_map`; `images`, how many were read; those of `pseudo_label_figures`; and `<name>_map_50` of each detector.
+    """
+    metrics = trainer.evaluate()
+    num = trainer.model.config.num_detectors
+
+    def mean_of(kind: str, key: str) -> float:
+        return sum(metrics[f"eval_{kind}_{number}_{key}"] for number in range(num)) / num
+
+    figures = {key: mean_of("student", key) for key in ("map_50", "map", "voc07_ap50")}
+    figures |= {"teacher_map_50": mean_of("teacher", "map_50")}
+    figures |= {f"ensemble_{key}": metrics[f"eval_ensemble_{key}"] for key in ("map_50", "map")}
+    figures |= {"images": metrics["eval_images"], **pseudo_label_figures(trainer.state.log_history)}
+    return figures | {
+        f"{kind}_{number}_map_50": metrics[f"eval_{kind}_{number}_map_50"]
+        for kind in ("student", "teacher")
+        for number in range(num)
+    }
 
 
 def build_views(args: DetectionDataArguments, model: CrossTeachingModel) -> ViewSettings:

@@ -1,23 +1,30 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The Label Rectification Module and weighted boxes fusion, as pure functions on batches.
+"""The Label Rectification Module, as pure functions on batches.
 
 Ma et al., "Cross Teaching" (arXiv 2201.10734 v1) and "CrossRectify" (v2, Pattern Recognition 137:109280): where the box of
 another detector overlaps an own box and is more confident, it takes the own box's place. The released code has four such
 rules; three work on boxes (`BOX_RULES`) and SSD300's works on anchors (`rectify_anchors`). Released code has two detectors;
 with more, the most confident of all that match wins.
 
-Ragged detections are lists of `dict(boxes (n, 4) xyxy, scores (n,), labels (n,))`, as torchvision gives them; the batched
-functions take `PaddedDetections` and neither wait for the device nor change shapes with the data.
+The batched functions take `PaddedDetections` and neither wait for the device nor change shapes with the data.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.utils import logging
+
+from .detections_cross_teaching import (
+    PaddedDetections,
+    box_iou,
+    greedy_nms,
+    pad_detections,
+    stack_detections,
+    unpad_detections,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -44,15 +51,6 @@ OPTIONS = {
 CACHED_PAIRS = 1 << 18
 
 
-class PaddedDetections(NamedTuple):
-    """Detections of a batch, padded to one number N: `valid` says which are there."""
-
-    boxes: Tensor  # (..., N, 4) xyxy
-    scores: Tensor  # (..., N)
-    labels: Tensor  # (..., N) int64
-    valid: Tensor  # (..., N) bool
-
-
 class Rectified(NamedTuple):
     """Rectified detections; each is row `row` of detector `source`: 0 is own, k + 1 is `others[k]`."""
 
@@ -62,80 +60,6 @@ class Rectified(NamedTuple):
     valid: Tensor  # (..., N') bool
     source: Tensor  # (..., N') int64
     row: Tensor  # (..., N') int64
-
-
-def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of each box of `a` with each of `b`, 0 where the union has no area.
-
-    Args:
-        a: (..., N, 4) xyxy, any float type; half precision is computed in float32, whose areas can't overflow.
-        b: (..., K, 4).
-
-    Returns:
-        (..., N, K), float32 or float64.
-    """
-    a, b = (boxes if boxes.dtype == torch.float64 else boxes.float() for boxes in (a, b))
-    a, b = a[..., :, None, :], b[..., None, :, :]
-    # Side by side and in place: the tables are the whole cost.
-    width = torch.minimum(a[..., 2], b[..., 2]).sub_(torch.maximum(a[..., 0], b[..., 0])).clamp_(min=0)
-    height = torch.minimum(a[..., 3], b[..., 3]).sub_(torch.maximum(a[..., 1], b[..., 1])).clamp_(min=0)
-    intersection = width.mul_(height)  # (..., N, K)
-    area_a, area_b = ((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]) for boxes in (a, b))
-    union = torch.add(area_a, area_b, out=height).sub_(intersection)
-    return intersection.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
-
-
-def is_sound_box(boxes: Tensor, scores: Tensor | None = None, image_size: tuple[int, int] | None = None) -> Tensor:
-    """Which boxes have an area and finite numbers, and are not wholly outside the image.
-
-    Args:
-        boxes: (..., 4) xyxy.
-        scores: (...,), finite for a sound box; optional.
-        image_size: (height, width) in the unit of the boxes; None: boxes may be anywhere.
-
-    Returns:
-        bool (...,).
-    """
-    low, high = boxes[..., :2], boxes[..., 2:]
-    sound = boxes.isfinite().all(-1) & (high > low).all(-1)
-    if scores is not None:
-        sound = sound & scores.isfinite()
-    if image_size is not None:
-        size = boxes.new_tensor((image_size[1], image_size[0]))
-        sound = sound & (high > 0).all(-1) & (low < size).all(-1)
-    return sound
-
-
-def greedy_nms(boxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
-    """Class-agnostic greedy non-maximum suppression of a batch, without waiting for the device.
-
-    Of two boxes whose IoU is above `iou_threshold`, the one with the lower score goes; of equal scores, the later one.
-
-    Args:
-        boxes: (..., N, 4) xyxy.
-        scores: (..., N).
-        valid: (..., N) bool.
-        iou_threshold: between 0 and 1.
-
-    Returns:
-        bool (..., N), True for valid boxes that stay.
-    """
-    order = scores.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    everything = torch.zeros_like(valid)
-    if valid.device.type == "cpu":  # where looking costs nothing: valid boxes come first
-        order = order[..., : int(valid.sum(-1).max()) if valid.numel() else 0]
-    boxes = boxes.gather(-2, order[..., None].expand(*order.shape, 4))
-    valid = valid.gather(-1, order)
-    # (..., suppressed, by): only a box that comes before, in the order of scores, suppresses
-    suppresses = (box_iou(boxes, boxes) > iou_threshold).tril_(-1).float()
-    keep = valid
-    # Each round settles at least one more box for good; on a CPU, where looking costs nothing, stop when all are.
-    for _ in range(boxes.shape[-2]):
-        settled = valid & ((suppresses @ keep.float()[..., None]).squeeze(-1) == 0)
-        if keep.device.type == "cpu" and torch.equal(settled, keep):
-            break
-        keep = settled
-    return everything.scatter(-1, order, keep)
 
 
 def _best_partner(own: PaddedDetections, others: PaddedDetections, class_aware: bool) -> tuple[Tensor, Tensor]:
@@ -272,94 +196,6 @@ def label_rectification(
     )  # fmt: skip
 
 
-def peers_of(detections: PaddedDetections) -> PaddedDetections:
-    """The peers of each of M detectors: (M, ...) becomes (M - 1, M, ...), in the order of the detectors.
-
-    With it one call rectifies all detectors: `label_rectification(detections, peers_of(detections))`.
-    """
-    num = detections.scores.shape[0]
-    # (M - 1, M): row k has, for each detector, its k-th peer
-    others = torch.tensor([[j for j in range(num) if j != i] for i in range(num)], dtype=torch.long).view(num, -1).T
-    others = others.to(detections.scores.device)
-    return PaddedDetections(*(field[others] for field in detections))
-
-
-def stack_detections(detections: Sequence[PaddedDetections]) -> PaddedDetections:
-    """Several detectors' detections of the same images, padded to one number of rows, stacked in front."""
-    num_rows = max(padded.scores.shape[-1] for padded in detections)
-
-    def grow(field: Tensor, dim: int) -> Tensor:
-        shape = list(field.shape)
-        shape[dim] = num_rows - shape[dim]
-        return torch.cat([field, field.new_zeros(shape)], dim)
-
-    grown = [
-        PaddedDetections(grow(boxes, -2), grow(scores, -1), grow(labels, -1), grow(valid, -1))
-        for boxes, scores, labels, valid in detections
-    ]
-    return PaddedDetections(*(torch.stack(fields) for fields in zip(*grown)))
-
-
-def pad_detections(detections: list[dict[str, Tensor]], num_rows: int | None = None) -> tuple[PaddedDetections, int]:
-    """Detections of a batch of images in one tensor each; boxes without area or with NaN are left out and counted.
-
-    Args:
-        detections: one dict(boxes (n, 4) xyxy, scores (n,), labels (n,) of any integer type) an image.
-        num_rows: rows to pad to; default the largest n.
-
-    Returns:
-        Fields (B, N, ...), boxes and scores at least float32, and the number of boxes that were left out.
-
-    Raises:
-        ValueError: fields that are missing or of other shapes.
-    """
-    for number, image in enumerate(detections):
-        if missing := {"boxes", "scores", "labels"} - image.keys():
-            raise ValueError(f"detections of image {number} have no {', '.join(sorted(missing))}.")
-        boxes, scores, labels = image["boxes"], image["scores"], image["labels"]
-        if boxes.dim() != 2 or boxes.shape[1] != 4 or not (len(boxes) == len(scores) == len(labels)):
-            raise ValueError(
-                f"detections of image {number} must have boxes (n, 4), scores (n,) and labels (n,), got "
-                f"{tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(labels.shape)}."
-            )
-        if labels.is_floating_point():
-            raise ValueError(f"labels of image {number} must be integers, got {labels.dtype}.")
-    num_rows = max((len(image["scores"]) for image in detections), default=0) if num_rows is None else num_rows
-    if not detections:
-        empty = torch.zeros(0, num_rows)
-        return PaddedDetections(empty[..., None].expand(-1, -1, 4), empty, empty.long(), empty.bool()), 0
-    dtype = torch.float64 if any(image["boxes"].dtype == torch.float64 for image in detections) else torch.float32
-    boxes = torch.cat([image["boxes"] for image in detections]).to(dtype)
-    scores = torch.cat([image["scores"] for image in detections]).to(dtype)
-    labels = torch.cat([image["labels"] for image in detections]).long()
-    sound = is_sound_box(boxes, scores)
-    # NaN would spread through the sums that are masked afterwards
-    boxes, scores = boxes.masked_fill(~sound[:, None], 0), scores.masked_fill(~sound, 0)
-    counts = [len(image["scores"]) for image in detections]
-    # where each detection goes, known without asking the device
-    rows = torch.tensor(
-        [row * num_rows + n for row, count in enumerate(counts) for n in range(count)], dtype=torch.long
-    )
-    rows = rows.to(boxes.device)
-    shape = (len(detections), num_rows)
-    flat = boxes.new_zeros(len(detections) * num_rows, 4)
-    padded = PaddedDetections(
-        flat.index_copy(0, rows, boxes).view(*shape, 4),
-        flat[:, 0].index_copy(0, rows, scores).view(shape),
-        torch.zeros_like(flat[:, 0], dtype=torch.long).index_copy(0, rows, labels).view(shape),
-        torch.zeros_like(flat[:, 0], dtype=torch.bool).index_copy(0, rows, sound).view(shape),
-    )
-    return padded, len(sound) - int(sound.sum())
-
-
-def unpad_detections(padded: PaddedDetections | Rectified) -> list[dict[str, Tensor]]:
-    """The valid rows of each image as dict(boxes, scores, labels), in order; waits for the device."""
-    return [
-        {"boxes": boxes[valid], "scores": scores[valid], "labels": labels[valid]}
-        for boxes, scores, labels, valid in zip(padded.boxes, padded.scores, padded.labels, padded.valid)
-    ]
-
-
 def rectify(
     own: list[dict[str, Tensor]],
     others: list[list[dict[str, Tensor]]],
@@ -484,79 +320,3 @@ def rectify_anchors(
         anchor.masked_fill(~valid, 0), label.masked_fill(~valid, 0), offsets.masked_fill(~valid[..., None], 0),
         valid, own_label.masked_fill(~valid, 0), replaced & valid,
     )  # fmt: skip
-
-
-def weighted_boxes_fusion(
-    detections: list[list[dict[str, Tensor]]],
-    iou_threshold: float = 0.6,
-    skip_score: float = 1e-4,
-    weights: list[float] | None = None,
-) -> list[dict[str, Tensor]]:
-    """Fuse the detections of several models into one set (Solovyev et al., arXiv 1910.13302); defaults of CrossRectify.
-
-    In the order of scores, a box joins the fused box of its label with the highest IoU above `iou_threshold`, or begins a
-    new one. A fused box is the mean of its boxes, weighted by their scores; its score is their mean times
-    min(number of boxes, W) / W, with W the sum of the weights, so that what only one model saw counts less.
-
-    Args:
-        detections: for each model, one dict(boxes (n, 4) xyxy, scores (n,), labels (n,)) an image.
-        iou_threshold: IoU with a fused box above which a box joins it.
-        skip_score: boxes with a score below it are left out.
-        weights: of the models; default 1 each.
-
-    Returns:
-        One dict an image, sorted by score, with the dtypes and device of the first model's.
-
-    Raises:
-        ValueError: no model, another number of images or weights, or a weight that is not positive.
-    """
-    if not detections:
-        raise ValueError("`detections` must have those of at least one model.")
-    if lengths := [len(model) for model in detections if len(model) != len(detections[0])]:
-        raise ValueError(f"all models must have the same images, got {len(detections[0])} and {lengths[0]}.")
-    weights = [1.0] * len(detections) if weights is None else weights
-    if len(weights) != len(detections) or min(weights) <= 0:
-        raise ValueError(f"`weights` must be {len(detections)} positive numbers, got {weights}.")
-    return [_fuse_image(models, iou_threshold, skip_score, weights) for models in zip(*detections)]
-
-
-def _fuse_image(models, iou_threshold: float, skip_score: float, weights: list[float]) -> dict[str, Tensor]:
-    rows = []  # (weighted score, label, box)
-    for image, weight in zip(models, weights):
-        sound = is_sound_box(image["boxes"], image["scores"]) & (image["scores"] >= skip_score)
-        scores, labels = (image["scores"][sound].double() * weight).tolist(), image["labels"][sound].tolist()
-        rows += list(zip(scores, labels, image["boxes"][sound].double().tolist()))
-    rows.sort(key=lambda row: -row[0])
-    clusters: dict[int, list[list]] = {}  # of each label: [sum of scores, number, sum of score * box, fused box]
-    for score, label, box in rows:
-        of_label = clusters.setdefault(label, [])
-        overlaps = [_iou(box, cluster[3]) for cluster in of_label]
-        best = max(range(len(overlaps)), key=overlaps.__getitem__, default=None)  # the first of equals
-        if best is None or overlaps[best] <= iou_threshold:
-            of_label.append([score, 1, [score * x for x in box], box])
-        else:
-            cluster = of_label[best]
-            cluster[0], cluster[1] = cluster[0] + score, cluster[1] + 1
-            cluster[2] = [total + score * x for total, x in zip(cluster[2], box)]
-            cluster[3] = [x / cluster[0] for x in cluster[2]] if cluster[0] > 0 else cluster[3]
-    total = sum(weights)
-    fused = [
-        (scores / number * min(number, total) / total, label, box)
-        for label, of_label in clusters.items()
-        for scores, number, _, box in of_label
-    ]
-    fused.sort(key=lambda row: -row[0])
-    first = models[0]
-    return {
-        "boxes": first["boxes"].new_tensor([box for *_, box in fused]).reshape(-1, 4),
-        "scores": first["scores"].new_tensor([score for score, *_ in fused]),
-        "labels": first["labels"].new_tensor([label for _, label, _ in fused]),
-    }
-
-
-def _iou(a: list[float], b: list[float]) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    intersection = width * height
-    return intersection / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection)

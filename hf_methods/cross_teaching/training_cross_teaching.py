@@ -1,14 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The trainer of detectors that teach each other, its settings, and their evaluation."""
+"""The trainer of detectors that teach each other, and their evaluation."""
 
-import json
 import math
 import os
 import secrets
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,93 +15,28 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from hf_methods.checkpoints import write_json
-from hf_methods.cross_teaching.configuration_cross_teaching import CrossTeachingConfig
-from hf_methods.cross_teaching.data_cross_teaching import MAX_HASHED_IMAGES, image_digests, label_names
+from hf_methods.cross_teaching.arguments_cross_teaching import CrossTeachingTrainingArguments, ramp_weight
+from hf_methods.cross_teaching.checks_cross_teaching import RUN_FILE, check_resume, check_run, last_whole_checkpoint
+from hf_methods.cross_teaching.data_cross_teaching import label_names
+from hf_methods.cross_teaching.detectors_cross_teaching import build_processor
 from hf_methods.cross_teaching.evaluation_cross_teaching import detect, detection_metrics
-from hf_methods.cross_teaching.modeling_cross_teaching import CrossTeachingModel, build_processor
-from hf_methods.cross_teaching.rectification_cross_teaching import weighted_boxes_fusion
-from hf_methods.cross_teaching.views_cross_teaching import (
+from hf_methods.cross_teaching.fusion_cross_teaching import weighted_boxes_fusion
+from hf_methods.cross_teaching.modeling_cross_teaching import CrossTeachingModel
+from hf_methods.cross_teaching.sampling_cross_teaching import (
     DataCollatorForCrossTeaching,
     SemiSupervisedDetectionDataset,
-    ViewSettings,
 )
+from hf_methods.cross_teaching.views_cross_teaching import ViewSettings
 
 
 logger = logging.get_logger(__name__)
 
-RUN_FILE = "cross_teaching_run.json"
 FEW_PSEUDO_LABELS = 0.05
-
-
-@dataclass
-class CrossTeachingTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with SGD and the recipe of SSD300 on VOC (arXiv 2201.10734).
-
-    Changed defaults: optim "sgd" with `momentum` 0.9, learning_rate 1e-3, weight_decay 5e-4, no clipping of gradients, a
-    constant learning rate times 0.1 at `lr_milestones`, samples in their own order (they are random already). `max_steps`
-    must be given: ramp and burn-in are in steps.
-    """
-
-    optim: str = field(default="sgd", metadata={"help": "Optimizer; 'sgd' has `momentum`."})
-    momentum: float = field(default=0.9, metadata={"help": "Momentum of 'sgd'."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate."})
-    weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay, not of biases and norms."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients at this norm; 0: not."})
-    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Schedule without milestones."})
-    lr_milestones: list[int] = field(
-        default_factory=list, metadata={"help": "Steps at which the learning rate is divided by ten."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Batches have their own form."})
-    train_sampling_strategy: str = field(default="sequential", metadata={"help": "Must be 'sequential'."})
-    unlabeled_ratio: int = field(default=1, metadata={"help": "Unlabelled images for one labelled."})
-    measure_pseudo_labels: bool = field(
-        default=False, metadata={"help": "Log the precision of pseudo labels where unlabelled images have objects."}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.train_sampling_strategy != "sequential":
-            raise ValueError(f"`train_sampling_strategy` must be 'sequential', got {self.train_sampling_strategy!r}.")
-        if self.unlabeled_ratio < 1:
-            raise ValueError(f"`unlabeled_ratio` must be at least 1, got {self.unlabeled_ratio}.")
-        if self.n_gpu > 1:
-            raise ValueError(
-                f"{self.n_gpu} GPUs in one process (DataParallel) can't share these batches: use `accelerate launch`."
-            )
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if launched != self.world_size:
-            raise ValueError(
-                f"{launched} processes were started, but Trainer sees {self.world_size}; give use_cpu=True."
-            )
-
-
-def ramp_weight(step: int, config: CrossTeachingConfig, max_steps: int) -> float:
-    """Weight of the unsupervised losses at a step, as a share of `config.unsup_weight`.
-
-    "ssd": exp(-5 (1 - t)^2) up, with t from 0 to 1 over `ramp_steps`, and exp(-12.5 t^2) down over the last
-    `ramp_down_steps`; exactly 0 at the ramp's first step.
-
-    Args:
-        step: steps done.
-        config: ramp, ramp_start, ramp_steps, ramp_down_steps.
-        max_steps: steps of the training.
-    """
-    if config.ramp == "none":
-        return 1.0
-    done = step - config.ramp_start
-    if done < config.ramp_steps:
-        share = max(0.0, done / config.ramp_steps)
-        if config.ramp == "linear" or share == 0:
-            return share
-        return math.exp(-5 * (1 - share) ** 2)
-    left = max_steps - step
-    if config.ramp == "ssd" and left < config.ramp_down_steps:
-        return math.exp(-12.5 * (1 - left / config.ramp_down_steps) ** 2)
-    return 1.0
+COUNTS = ("right_", "used_")  # of pseudo labels: summed in the log, where other figures are averaged
 
 
 class TeacherCallback(TrainerCallback):
@@ -169,7 +102,7 @@ class CrossTeachingTrainer(Trainer):
         views: ViewSettings | None = None,
         **kwargs: Any,
     ):
-        _check(model, args, labeled_dataset, unlabeled_dataset, eval_dataset)
+        check_run(model, args, labeled_dataset, unlabeled_dataset, eval_dataset)
         config = model.config
         self.views = views or default_views(model)
         self.samples_per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -225,21 +158,8 @@ class CrossTeachingTrainer(Trainer):
             if resume_from_checkpoint is None:
                 raise ValueError(f"{self.args.output_dir} has no whole checkpoint to go on from.")
         if resume_from_checkpoint:
-            self._check_checkpoint(Path(resume_from_checkpoint))
+            check_resume(Path(resume_from_checkpoint), self.model.config, self.run_settings())
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-
-    def _check_checkpoint(self, folder: Path) -> None:
-        before = CrossTeachingConfig.from_pretrained(folder).to_dict()
-        now = self.model.config.to_dict()
-        if (folder / RUN_FILE).is_file():
-            before |= json.loads((folder / RUN_FILE).read_text("utf-8"))
-            now |= self.run_settings()
-        ignored = {"_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "use_cache"}
-        different = [key for key in sorted(now) if key not in ignored and before.get(key) != now[key]]
-        different = [key for key in different if key != "detector" or _differ(before[key], now[key])]
-        if different:
-            values = ", ".join(f"{key}: {before.get(key)!r} then, {now[key]!r} now" for key in different)
-            raise ValueError(f"{folder} is of another run ({values}). Set them back, or begin in another output_dir.")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Sum of the students' losses, from one forward pass."""
@@ -273,9 +193,14 @@ class CrossTeachingTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As `Trainer.log`, with the means of the students' figures since the last time."""
         if "loss" in logs and self._sums:
-            means = {name: torch.stack(values).nanmean().item() for name, values in self._sums.items()}
+            steps = {name: torch.stack(values) for name, values in self._sums.items()}
+            counts = {name: int(values.sum()) for name, values in steps.items() if name.startswith(COUNTS)}
+            means = {name: values.nanmean().item() for name, values in steps.items() if name not in counts}
             self._sums.clear()
-            logs |= {name: value for name, value in means.items() if math.isfinite(value)}
+            logs |= {name: value for name, value in means.items() if math.isfinite(value)} | counts
+            for name, count in counts.items():
+                if name.startswith("right") and (used := counts[name.replace("right", "used")]):
+                    logs[name.replace("right", "precision")] = count / used
             few = [name for name, value in means.items() if name.startswith("pseudo_") and value < FEW_PSEUDO_LABELS]
             if few:
                 logger.warning_once(
@@ -369,25 +294,6 @@ class CrossTeachingTrainer(Trainer):
         return metrics
 
 
-def last_whole_checkpoint(output_dir: str | Path) -> str | None:
-    """The last checkpoint in a folder that was written to its end, if any: `Trainer` writes its state last."""
-    folders = Path(output_dir).glob("checkpoint-*") if Path(output_dir).is_dir() else []
-    whole = [
-        folder
-        for folder in folders
-        if folder.name.rpartition("-")[2].isdigit() and _is_json(folder / "trainer_state.json")
-    ]
-    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def default_views(model: CrossTeachingModel, **options: Any) -> ViewSettings:
     """Views of the size and normalisation of the model's detectors.
 
@@ -404,51 +310,3 @@ def default_views(model: CrossTeachingModel, **options: Any) -> ViewSettings:
     if "height" not in size:
         found |= {"keep_aspect": True, "max_image_size": size["longest_edge"]}
     return ViewSettings(**{**found, **options})
-
-
-def _differ(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    keys = (before.keys() | now.keys()) - {
-        "_name_or_path",
-        "transformers_version",
-        "architectures",
-        "auto_map",
-        "dtype",
-    }
-    return any(before.get(key) != now.get(key) for key in keys)
-
-
-def _check(
-    model: PreTrainedModel, args, labeled: Dataset, unlabeled: Dataset | None, evaluated: Dataset | None
-) -> None:
-    if not isinstance(model, CrossTeachingModel):
-        raise TypeError(
-            f"`model` must be a CrossTeachingModel, got {type(model).__name__}; see CrossTeachingModel.from_detectors."
-        )
-    config = model.config
-    if args.max_steps < 1:
-        raise ValueError("`max_steps` must be given: burn-in, ramp and the order of samples are in steps.")
-    if config.arm != "sup" and args.max_steps <= config.burn_in_steps:
-        raise ValueError(
-            f"`max_steps` must be above `burn_in_steps`, got {args.max_steps} and {config.burn_in_steps}; to train on "
-            "labelled images only use arm='sup'."
-        )
-    if config.arm != "sup" and unlabeled is None:
-        raise ValueError(f"arm={config.arm!r} needs an `unlabeled_dataset`; use arm='sup' without.")
-    if config.arm in ("ct", "mutual") and config.num_detectors == 1:
-        logger.warning(f"arm={config.arm!r} with one detector is arm='self': it has no peer.")
-    names = [name for _, name in sorted((config.id2label or {}).items())]
-    for kind, dataset in (("labeled_dataset", labeled), ("eval_dataset", evaluated)):
-        if dataset is None:
-            continue
-        if not len(dataset) or not any(dataset["is_labeled"]):
-            raise ValueError(f"`{kind}` has no labelled image.")
-        found = label_names(dataset)
-        generic = all(name.startswith("LABEL_") for name in names)
-        if len(found) != len(names) or not generic and found != names:
-            raise ValueError(
-                f"`{kind}` has the labels {', '.join(found[:10])}, but the model has {', '.join(names[:10])}. Give the "
-                "detector's configuration the data set's `id2label`."
-            )
-    is_small = unlabeled is not None and evaluated is not None and len(unlabeled) + len(evaluated) <= MAX_HASHED_IMAGES
-    if is_small and (same := len(image_digests(unlabeled) & image_digests(evaluated))):  # type: ignore[arg-type]
-        logger.warning(f"{same} images of `unlabeled_dataset` are in `eval_dataset` too: its figures are too good.")

@@ -10,21 +10,23 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from hf_methods.cross_teaching import data_cross_teaching
+from hf_methods.cross_teaching import data_cross_teaching, formats_cross_teaching
 from hf_methods.cross_teaching.data_cross_teaching import (
     BadImageError,
     detection_digest,
     drop_labels,
     image_digests,
     label_names,
+    open_image,
+    split_labeled,
+)
+from hf_methods.cross_teaching.formats_cross_teaching import (
     load_coco,
     load_imagefolder,
     load_unlabeled_folder,
     load_voc,
-    make_digit_scenes,
-    open_image,
-    split_labeled,
 )
+from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
 
 
 def picture(width=40, height=30, mode="RGB", seed=0):
@@ -107,7 +109,7 @@ def test_a_line_that_is_no_annotation_is_named(pictures, line, message):
 
 def test_boxes_as_corners_are_suspected(pictures, monkeypatch):
     warned = []
-    monkeypatch.setattr(data_cross_teaching.logger, "warning", warned.append)
+    monkeypatch.setattr(formats_cross_teaching.logger, "warning", warned.append)
     write_lines(pictures / "metadata.jsonl", [entry("a.png", [[20, 15, 38, 28]], ["dog"])])
     load_imagefolder(pictures)
     assert any("are these [x0, y0, x1, y1]" in line for line in warned)

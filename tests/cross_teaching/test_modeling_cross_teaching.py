@@ -24,8 +24,9 @@ from hf_methods import (
     TorchvisionDetectorConfig,
     TorchvisionDetectorForObjectDetection,
 )
-from hf_methods.cross_teaching.modeling_cross_teaching import precision
-from hf_methods.cross_teaching.rectification_cross_teaching import PaddedDetections, pad_detections
+from hf_methods.cross_teaching import modeling_cross_teaching
+from hf_methods.cross_teaching.detections_cross_teaching import PaddedDetections, pad_detections
+from hf_methods.cross_teaching.pseudo_labels_cross_teaching import count_right
 
 
 TINY = {"model_type": "cross_teaching_detector", "architecture": "ssd_tiny", "num_labels": 3}
@@ -201,19 +202,19 @@ def test_precision_counts_right_labels_at_half_overlap_and_empty_background():
     )  # fmt: skip
     boxes = torch.tensor([[[0.0, 0, 10, 10]] * 3 + [[20, 20, 30, 30]] * 2 + [[0, 0, 10, 5]]])
     labels = torch.tensor([[1, 0, -1, 1, -1, 1]])  # right, wrong, wrong, wrong, right, right
-    assert precision(boxes, labels, torch.ones(1, 6, dtype=torch.bool), truth) == 0.5
+    assert count_right(boxes, labels, torch.ones(1, 6, dtype=torch.bool), truth) == 3
     valid = torch.tensor([[True, False, False, False, False, False]])
-    assert precision(boxes, labels, valid, truth) == 1
-    assert precision(boxes, labels, torch.zeros(1, 6, dtype=torch.bool), truth).isnan()
+    assert count_right(boxes, labels, valid, truth) == 1
+    assert count_right(boxes, labels, torch.zeros(1, 6, dtype=torch.bool), truth) == 0
 
 
-def test_pseudo_label_precision_is_logged_where_the_truth_is_given():
+def test_right_pseudo_labels_are_counted_where_the_truth_is_given():
     model = sharpen(make())
     labeled, unlabeled = make_batch()
     for batch in unlabeled:
         batch["truth"] = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}] * 3
     logs = model(labeled, unlabeled, unsup_weight=1.0).logs
-    assert logs["precision_own_0"] == 0 <= logs["precision_0"] <= 1
+    assert logs["right_own_0"] == 0 < logs["used_own_0"] == logs["used_0"] >= logs["right_0"]
 
 
 @pytest.mark.parametrize("ema_buffers", [True, False])
@@ -301,6 +302,8 @@ def test_detectors_of_a_burn_in_become_students(tmp_path):
         (dict(mode="anchor", unsup_box_loss="full"), "`unsup_box_loss` must be one of peer, winner, none"),
         (dict(mode="box", unsup_box_loss="peer"), "`unsup_box_loss` must be one of none, full"),
         (dict(ema_interval=0), "`ema_interval` must be at least 1, got 0"),
+        (dict(mode="box", rectified_threshold=2.0), "`rectified_threshold` must be between 0 and 1"),
+        (dict(rectified_threshold=0.9), "`rectified_threshold` is for mode='box'"),
         (dict(ema_decay=1.5), "`ema_decay` must be between 0 and 1"),
         (dict(detector={"architecture": "ssd_tiny"}), "`detector` must name its `model_type`"),
         (
@@ -312,6 +315,67 @@ def test_detectors_of_a_burn_in_become_students(tmp_path):
 def test_bad_configurations_are_refused(options, message):
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         CrossTeachingConfig(**{"detector": dict(TINY), **options})
+
+
+def test_rectified_labels_below_a_score_are_not_trained_on(monkeypatch):
+    model = make(mode="box", rule="crossrectify_coco", rectified_threshold=0.9)
+    _, unlabeled = make_batch(num_unlabeled=1)
+    rows = {
+        0: [(10, 10, 30, 30, 0.8, 0), (40, 40, 60, 60, 0.85, 1), (0, 40, 20, 60, 0.9, 1)],
+        1: [(10, 10, 30, 32, 0.95, 2)],  # lifts the first box over the score; the third is at it
+    }
+
+    def predict(detector, pixel_values, pixel_mask, threshold):
+        values = torch.tensor(rows[[teacher is detector for teacher in model.teachers].index(True)])
+        return pad_detections([{"boxes": values[:, :4], "scores": values[:, 4], "labels": values[:, 5].long()}])[0]
+
+    monkeypatch.setattr(model, "predict", predict)
+    (target,) = model._pseudo_boxes(0, unlabeled[0], {}, {})
+    assert target["boxes"].tolist() == [[10, 10, 30, 32]] and target["labels"].tolist() == [2]
+
+
+@pytest.mark.slow
+def test_compiled_students_give_the_same_losses_and_gradients():
+    model = sharpen(make())
+    labeled, unlabeled = make_batch()
+    plain = model(labeled, unlabeled, unsup_weight=1.0)
+    plain.loss.backward()
+    gradients = [parameter.grad.clone() for parameter in model.students.parameters()]
+    model.zero_grad()
+    for student in model.students:
+        for norm in student.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                assert norm.training  # batch statistics: the running ones, which moved, are not used
+        student.detector.backbone.compile(backend="eager")
+        student.detector.head.compile(backend="eager")
+    again = model(labeled, unlabeled, unsup_weight=1.0)
+    again.loss.backward()
+    torch.testing.assert_close(again.loss, plain.loss)
+    for parameter, gradient in zip(model.students.parameters(), gradients):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_model_that_moved_to_another_device_finds_its_anchors_there():
+    model = sharpen(make())
+    labeled, unlabeled = make_batch()
+    before = model(labeled, unlabeled, unsup_weight=1.0).loss
+    model.cuda()
+
+    def move(value):
+        if isinstance(value, torch.Tensor):
+            return value.cuda()
+        return {k: move(v) for k, v in value.items()} if isinstance(value, dict) else [move(v) for v in value]
+
+    after = model(move(labeled), move(unlabeled), unsup_weight=1.0).loss
+    torch.testing.assert_close(after.cpu(), before, rtol=1e-3, atol=1e-3)
+
+
+def test_equal_initial_weights_are_warned_of(monkeypatch):
+    warned = []
+    monkeypatch.setattr(modeling_cross_teaching.logger, "warning", warned.append)
+    assert not make().warn_if_alike() and warned == []
+    assert make(seeds=[3, 3]).warn_if_alike() and "start from the same weights" in warned[0]
 
 
 def test_batches_for_another_number_of_students_are_refused():

@@ -12,18 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_methods import rectify, weighted_boxes_fusion
-from hf_methods.cross_teaching.rectification_cross_teaching import (
-    BOX_RULES,
-    CACHED_PAIRS,
+from hf_methods.cross_teaching.detections_cross_teaching import (
     PaddedDetections,
     box_iou,
     greedy_nms,
     is_sound_box,
-    label_rectification,
     pad_detections,
     peers_of,
-    rectify_anchors,
+    stack_detections,
     unpad_detections,
+)
+from hf_methods.cross_teaching.rectification_cross_teaching import (
+    BOX_RULES,
+    CACHED_PAIRS,
+    label_rectification,
+    rectify_anchors,
 )
 
 
@@ -88,9 +91,7 @@ def as_detections(rows, dtype=torch.float32):
 
 
 def stack(detectors):
-    num_rows = max(len(image["scores"]) for images in detectors for image in images)
-    padded = [pad_detections(images, num_rows)[0] for images in detectors]
-    return PaddedDetections(*(torch.stack(fields) for fields in zip(*padded)))
+    return stack_detections([pad_detections(images)[0] for images in detectors])
 
 
 def as_rows(rectified, image):
@@ -218,6 +219,15 @@ def test_half_precision_boxes_do_not_overflow_and_keep_their_type(dtype):
     assert result["labels"].dtype == torch.int32
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.uint8])
+def test_labels_of_every_integer_type_come_back_in_their_own(dtype):
+    box = torch.tensor([[0.0, 0, 10, 10]])
+    own = [dict(boxes=box, scores=torch.tensor([0.5]), labels=torch.tensor([1], dtype=dtype))]
+    peer = [dict(boxes=box, scores=torch.tensor([0.9]), labels=torch.tensor([7], dtype=torch.int32))]
+    (image,) = rectify(own, [peer])
+    assert image["labels"].dtype == dtype and image["labels"].tolist() == [7]
+
+
 def test_iou_is_torchvisions_and_zero_for_boxes_without_area():
     generator = torch.Generator().manual_seed(1)
     boxes = torch.rand(2, 30, 4, generator=generator).cumsum(-1)
@@ -310,7 +320,7 @@ def test_the_batched_rules_run_on_tensors_that_hold_no_data():
 
 def test_padding_and_back_keeps_every_detection():
     images = [as_detections([(A, 0.5, 1), (FAR, 0.25, 2)]), as_detections([]), as_detections([(A, 1.0, 1)])]
-    for before, after in zip(images, unpad_detections(pad_detections(images, 7)[0])):
+    for before, after in zip(images, unpad_detections(pad_detections(images)[0])):
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 

@@ -17,11 +17,14 @@ from safetensors.torch import load_file
 from transformers import DetrConfig, ResNetConfig, TrainerCallback
 
 from hf_methods import CrossTeachingConfig, CrossTeachingModel, CrossTeachingTrainer, CrossTeachingTrainingArguments
-from hf_methods.cross_teaching import training_cross_teaching
-from hf_methods.cross_teaching.data_cross_teaching import drop_labels, make_digit_scenes
+from hf_methods.cross_teaching import checks_cross_teaching, training_cross_teaching
+from hf_methods.cross_teaching.arguments_cross_teaching import ramp_weight
+from hf_methods.cross_teaching.checks_cross_teaching import last_whole_checkpoint
+from hf_methods.cross_teaching.data_cross_teaching import drop_labels
 from hf_methods.cross_teaching.evaluation_cross_teaching import detect, detection_metrics
 from hf_methods.cross_teaching.recipe_cross_teaching import DetectionDataArguments, load_data
-from hf_methods.cross_teaching.training_cross_teaching import default_views, last_whole_checkpoint, ramp_weight
+from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
+from hf_methods.cross_teaching.training_cross_teaching import default_views
 
 
 ROOT = Path(__file__).parents[2]
@@ -134,6 +137,24 @@ def test_teachers_move_once_an_optimizer_step_and_at_the_interval(scenes, tmp_pa
         monkeypatch.setattr(trainer.model, "update_teachers", lambda decay=None, moves=moves: moves.append(decay))
         trainer.train()
         assert moves[0] == 0.0 and moves[1:] == [None] * expected  # copies first
+
+
+def test_teachers_stay_where_the_scaler_left_out_a_step(scenes, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, scenes, make_model(burn_in_steps=0), max_steps=3)
+    moves = []
+    monkeypatch.setattr(trainer.model, "update_teachers", lambda decay=None: moves.append(decay))
+    monkeypatch.setattr(type(trainer.accelerator), "optimizer_step_was_skipped", property(lambda self: True))
+    trainer.train()
+    assert moves == [0.0]  # the copies of the beginning
+
+
+def test_sets_smaller_than_a_batch_are_sampled_again(scenes, tmp_path):
+    labeled, unlabeled, evaluated = scenes
+    few = (labeled.select([0]), unlabeled.select([0, 1]), evaluated)
+    trainer = make_trainer(tmp_path, few, max_steps=3, per_device_train_batch_size=4)
+    assert trainer.train().global_step == 3
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert len(batch["labeled"][0]["pixel_values"]) == 4 == len(batch["unlabeled"][1]["strong"])
 
 
 def test_a_step_without_finite_gradients_changes_nothing_and_is_named(scenes, tmp_path, monkeypatch):
@@ -310,7 +331,7 @@ def test_data_that_does_not_fit_is_refused(scenes, tmp_path):
 
 def test_what_is_odd_but_possible_is_warned_of(scenes, tmp_path, monkeypatch):
     warned = []
-    monkeypatch.setattr(training_cross_teaching.logger, "warning", warned.append)
+    monkeypatch.setattr(checks_cross_teaching.logger, "warning", warned.append)
     make_trainer(tmp_path, (scenes[0], scenes[2], scenes[2]))
     make_trainer(tmp_path, scenes, make_model(num_detectors=1))
     assert "5 images of `unlabeled_dataset` are in `eval_dataset` too" in warned[0]
@@ -413,7 +434,7 @@ def two_processes(tmp_path_factory):
 def test_the_recipe_runs_in_two_processes_and_evaluates_each_image_once(two_processes):
     run = two_processes / "run"
     results = json.loads((run / "results.json").read_text())
-    assert results["metrics"]["eval_images"] == 5  # uneven, and each once
+    assert results["summary_mean_and_sd"]["Cross Teaching"]["images"] == [5, None]  # uneven, and each once
     assert results["settings"]["samples_per_step"] == 2
     assert set(results["data"]) == {"labeled", "unlabeled", "evaluation"}
     shutil.rmtree(run / "checkpoint-2")

@@ -11,19 +11,22 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hf_methods.cross_teaching.data_cross_teaching import drop_labels, make_digit_scenes
-from hf_methods.cross_teaching.views_cross_teaching import (
+from hf_methods.cross_teaching.data_cross_teaching import drop_labels
+from hf_methods.cross_teaching.detections_cross_teaching import map_boxes
+from hf_methods.cross_teaching.sampling_cross_teaching import (
     DataCollatorForCrossTeaching,
-    Geometry,
     SemiSupervisedDetectionDataset,
+    stack_images,
+)
+from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
+from hf_methods.cross_teaching.views_cross_teaching import (
+    Geometry,
     ViewSettings,
     from_view_to_view,
     labels_in_view,
-    map_boxes,
     plain_geometry,
     random_geometry,
     render,
-    stack_images,
     strong_colors,
 )
 

@@ -15,19 +15,19 @@ from transformers import set_seed
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import write_results
+from hf_methods.cross_teaching.arguments_cross_teaching import CrossTeachingTrainingArguments
+from hf_methods.cross_teaching.checks_cross_teaching import last_whole_checkpoint
 from hf_methods.cross_teaching.data_cross_teaching import detection_digest, label_names
 from hf_methods.cross_teaching.recipe_cross_teaching import (
+    ARMS,
     DetectionDataArguments,
     DetectorArguments,
     build_model,
     build_views,
+    compute_figures,
     load_data,
 )
-from hf_methods.cross_teaching.training_cross_teaching import (
-    CrossTeachingTrainer,
-    CrossTeachingTrainingArguments,
-    last_whole_checkpoint,
-)
+from hf_methods.cross_teaching.training_cross_teaching import CrossTeachingTrainer
 
 
 RUN_SETTINGS = (
@@ -57,7 +57,7 @@ def train(
         views=build_views(data_args, model),
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(args.output_dir))
-    metrics = trainer.evaluate()
+    figures = compute_figures(trainer)
     trainer.save_model()
     if trainer.is_world_process_zero():
         sets = {"labeled": labeled, "unlabeled": unlabeled, "evaluation": evaluation}
@@ -69,10 +69,11 @@ def train(
             wall_seconds=time.time() - start,
             settings={"train": settings, "samples_per_step": trainer.samples_per_step},
             data_notes=notes,
-            arm=detector_args.arm,
+            arm=ARMS[detector_args.arm],
             skipped_steps=trainer.num_skipped_steps,
+            log=[entry for entry in trainer.state.log_history if "loss" in entry],
             evaluator={"map, map_50, map_75": "COCO, 101 points (torchmetrics)", "voc07_ap50": "VOC 2007, 11 points"},
-            metrics=metrics,
+            summary_mean_and_sd={ARMS[detector_args.arm]: {name: [value, None] for name, value in figures.items()}},
         )
 
 
