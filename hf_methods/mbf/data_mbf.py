@@ -129,6 +129,11 @@ def split_by_source(
     )
 
 
+def draw_rows(dataset: Dataset, count: int, seed: int = 0) -> Dataset:
+    """`count` rows at most, in an order drawn by `seed`: the first ones may all be of one class."""
+    return dataset.shuffle(seed=seed).select(range(min(count, len(dataset))))
+
+
 def stack_images(images: list[PILImage.Image], image_processor: Any = None) -> Tensor:
     """uint8 (images, channels, height, width): as a classifier sees them, before it normalises.
 

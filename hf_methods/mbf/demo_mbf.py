@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor
 from hf_methods.mbf.attacks_mbf import PixelClassifier
 from hf_methods.mbf.data_mbf import (
     build_attacked_dataset,
+    draw_rows,
     image_digest,
     load_images,
     normalization_of,
@@ -66,7 +67,7 @@ def run_demo(out: Path, steps: int) -> str:
     for parameters in attacks.values():
         if "max_iter" in parameters:
             parameters["max_iter"] = steps
-    images = load_test_images(results).select(range(NUM_IMAGES))
+    images = draw_rows(load_test_images(results), NUM_IMAGES)
     attacked, counts = build_attacked_dataset(classifier, images, attacks, seed=1, image_processor=processor)
     columns = row_columns(attacked)
     scores = score_rows(detector, classifier, list(attacked["image"]))
@@ -117,13 +118,12 @@ def score_rows(detector: MBFDetector, classifier: PixelClassifier, images: list)
 
 def _adaptive_rows(detector, classifier, attacked, results, steps: int) -> list[list[str]]:
     """Rows of the attackers who know the detector: fooled both now, and in results.json."""
-    at = [index for index, kind in enumerate(attacked["kind"]) if kind == "clean"][:NUM_ADAPTIVE]
-    clean = attacked.select(at)
+    clean = attacked.filter(lambda kind: kind == "clean", input_columns="kind").select(range(NUM_ADAPTIVE))
     images, labels = stack_images(list(clean["image"])), torch.tensor(clean["label"])
     eps = results["settings"]["train"]["adaptive_eps"]
     rows = []
     for kind, now in measure_adaptive(detector, classifier, images, labels, eps=eps, max_iter=steps).items():
-        fooled, known = f"{round(now['fooled'] * len(at))} of {len(at)}", results["adaptive"].get(kind)
+        fooled, known = f"{round(now['fooled'] * len(clean))} of {len(clean)}", results["adaptive"].get(kind)
         share = f"fool both: {100 * now['evaded']:.1f}"
         rows.append([kind, fooled, "", share, "", f"fool both: {100 * known['evaded'][0]:.1f}" if known else ""])
     return rows

@@ -19,6 +19,7 @@ from hf_methods.mbf.attacks_mbf import PixelClassifier, predict_classes
 from hf_methods.mbf.data_mbf import (
     SPLITS,
     build_attacked_dataset,
+    draw_rows,
     image_digest,
     load_images,
     normalization_of,
@@ -181,3 +182,12 @@ def test_a_classifier_that_is_always_wrong_is_refused(digits, digit_classifier):
         build_attacked_dataset(digit_classifier, wrong.select(np.flatnonzero(~right.numpy())), {})
     with pytest.raises(ValueError, match="unknown attack 'x'"):
         build_attacked_dataset(digit_classifier, wrong, {"x": {}})
+
+
+def test_rows_are_drawn_from_all_classes():
+    dataset = Dataset.from_dict({"label": [index // 100 for index in range(1000)]})  # sorted, as MNIST-5k is
+    drawn = list(draw_rows(dataset, 200, seed=1)["label"])
+    assert len(drawn) == 200 and set(drawn) == set(range(10))
+    assert drawn == list(draw_rows(dataset, 200, seed=1)["label"])
+    assert drawn != list(draw_rows(dataset, 200, seed=2)["label"])
+    assert sorted(draw_rows(dataset, 5000)["label"]) == list(dataset["label"])

@@ -24,6 +24,7 @@ from hf_methods.checkpoints import atomic_save, write_results
 from hf_methods.mbf.attacks_mbf import PixelClassifier
 from hf_methods.mbf.data_mbf import (
     build_attacked_dataset,
+    draw_rows,
     image_digest,
     load_images,
     normalization_of,
@@ -132,7 +133,7 @@ def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: 
     rows = np.flatnonzero(rows_of_few_sources(columns["train"], rows, args.max_train_rows, args.seed))
     detector.fit(with_pixel_values(attacked["train"].select(rows), classifier), **args.svm_options())
     records, adaptive = [], {}
-    clean = splits["classifier_train"].select(range(min(len(splits["classifier_train"]), 2000)))
+    clean = draw_rows(splits["classifier_train"], 2000, args.seed)
     if args.compare:
         reference = stack_images(list(clean["image"]), processor).to(model.device)
         # its own copy of the settings: `fit` has put in what it found
@@ -145,7 +146,7 @@ def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: 
         )  # fmt: skip
     if args.adaptive_steps:
         is_clean = [index for index, kind in enumerate(attacked["test"]["kind"]) if kind == "clean"]
-        rows = attacked["test"].select(is_clean[: args.adaptive_images])
+        rows = draw_rows(attacked["test"].select(is_clean), args.adaptive_images, args.seed)
         adaptive = measure_adaptive(
             detector, classifier, stack_images(list(rows["image"])).to(model.device),
             torch.tensor(rows["label"]).to(model.device),
