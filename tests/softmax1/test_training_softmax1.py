@@ -86,6 +86,7 @@ def test_two_processes_give_the_weights_of_one(corpus, tmp_path):
     assert differing(one, half, tolerance=1e-3)  # half of the data gives other weights
 
 
+@pytest.mark.slow
 def test_processes_that_would_not_work_together_are_refused(corpus, tmp_path):
     with pytest.raises(AssertionError, match="2 processes were started, but Trainer sees 1"):
         run(tmp_path, corpus, launcher=TWO_PROCESSES)

@@ -74,7 +74,9 @@ def worker(rank, port, folder):
     results = {"loop": plain_loop(DistributedDataParallel(make_model()), rank, WORLD, ACCUMULATE)}
     results["fit"] = fit(f"{folder}/{rank}", 8)
     torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # without the destructors: now and then gloo's threads abort the process at its end
 
 
 @pytest.fixture(scope="module")

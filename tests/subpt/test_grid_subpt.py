@@ -60,6 +60,7 @@ def test_arms_must_be_given_and_known(grid):
         grid.GridArguments("a", "b", "c", arms={"CoOp": {}}, curves=["NFL"])
 
 
+@pytest.mark.slow
 def test_a_grid_writes_figures_plots_and_a_checkpoint(grid, tmp_path, monkeypatch):
     arms = {
         "CoOp": {"subspace_rank": 0, "nfl_weight": 0},

@@ -140,6 +140,7 @@ def test_what_is_no_checkpoint_of_the_recipe_is_named(checkpoint, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_verifies_in_a_fresh_process(checkpoint, tmp_path, monkeypatch, capsys):
     arguments = ["publish", "subpt", "--checkpoint", str(checkpoint), "--repo-id", REPO, "--dry-run"]
     monkeypatch.setattr(sys, "argv", ["hf-methods", *arguments, "--out", str(tmp_path)])
