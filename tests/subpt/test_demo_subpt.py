@@ -19,10 +19,8 @@ from hf_methods.subpt.pipeline_subpt import TASK
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "model_cards" / "clip-emoji-subpt"
-trained = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="the trained checkpoint is not here")
 
 
-@trained
 def test_the_committed_checkpoint_is_as_good_as_its_results_say():
     results = json.loads((CHECKPOINT / "results.json").read_text())
     test = load_emoji("test")
@@ -36,7 +34,6 @@ def test_the_committed_checkpoint_is_as_good_as_its_results_say():
         assert 100 * sum(right) / len(right) == pytest.approx(measured[group], abs=1)  # weights in half precision
 
 
-@trained
 def test_the_arms_of_the_demo_are_in_the_committed_grid():
     results = json.loads((CHECKPOINT / "results.json").read_text())
     assert set(ARMS.values()) <= set(results["summary_mean_and_sd"])
@@ -54,7 +51,6 @@ def test_the_plot_has_a_line_for_each_arm_and_group():
         assert [list(line.get_ydata()) for line in axis.lines[:2]] == [values, values] and len(axis.lines) == 3
 
 
-@trained
 @pytest.mark.slow
 def test_the_demo_tunes_the_arms_and_shows_the_grids(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -393,7 +393,6 @@ def test_errors_are_told_as_messages(space, browser, tmp_path):
     assert opened.errors == [] and opened.outside == []
 
 
-@pytest.mark.skipif(not TRAINED.is_dir(), reason="the trained checkpoint is not here")
 def test_the_trained_model_can_be_visited(browser, tmp_path):
     classifier = pipeline(TASK, model=str(TRAINED), pipeline_class=PromptedZeroShotPipeline)
     with running_space(FOLDER, tmp_path, {"MODEL_IDS": str(TRAINED)}, without=("hf_methods", "peft")) as running:
@@ -406,7 +405,5 @@ def test_the_trained_model_can_be_visited(browser, tmp_path):
 
 
 def test_results_of_the_trained_checkpoint_have_what_the_page_shows(app):
-    if not TRAINED.is_dir():
-        pytest.skip("the trained checkpoint is not here")
     results = json.loads((TRAINED / "results.json").read_text())
     assert len(app.plot_curves(results)) == 2 and results["settings"]["train"]["template"] == WRITTEN
