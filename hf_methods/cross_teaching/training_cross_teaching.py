@@ -35,7 +35,8 @@ from hf_methods.cross_teaching.views_cross_teaching import ViewSettings
 
 logger = logging.get_logger(__name__)
 
-FEW_PSEUDO_LABELS = 0.05
+FEW_PSEUDO_LABELS = 0.05  # an image
+MANY_PSEUDO_LABELS = 3  # for each object of a labelled image
 COUNTS = ("right_", "used_")  # of pseudo labels: summed in the log, where other figures are averaged
 
 
@@ -169,9 +170,15 @@ class CrossTeachingTrainer(Trainer):
         unlabeled = None if is_burn_in or not inputs["unlabeled"] else inputs["unlabeled"]
         outputs = model(labeled=inputs["labeled"], unlabeled=unlabeled, unsup_weight=weight)
         self._last_logs = outputs.logs
-        for name, value in outputs.logs.items():
+        for name, value in (self._count_objects(inputs["labeled"]) | outputs.logs).items():
             self._sums.setdefault(name, []).append(value.float())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    @staticmethod
+    def _count_objects(labeled: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Objects of a labelled image, by student."""
+        counts = [[len(target["class_labels"]) for target in batch["labels"]] for batch in labeled]
+        return {f"objects_{number}": torch.tensor(sum(of) / len(of)) for number, of in enumerate(counts)}
 
     def floating_point_ops(self, inputs) -> int:
         """Not counted: the estimate is for one model on tokens."""
@@ -201,16 +208,27 @@ class CrossTeachingTrainer(Trainer):
             for name, count in counts.items():
                 if name.startswith("right") and (used := counts[name.replace("right", "used")]):
                     logs[name.replace("right", "precision")] = count / used
-            few = [name for name, value in means.items() if name.startswith("pseudo_") and value < FEW_PSEUDO_LABELS]
-            if few:
-                logger.warning_once(
-                    f"fewer than {FEW_PSEUDO_LABELS} pseudo labels an image ({', '.join(few)}): a longer burn-in or a "
-                    "lower `score_threshold` may help."
-                )
+            self._warn_of_pseudo_labels(means)
             logs["skipped_steps"] = self.num_skipped_steps
             if self.train_dataset.num_unreadable:  # type: ignore[union-attr]
                 logs["unreadable_images"] = self.train_dataset.num_unreadable  # type: ignore[union-attr]
         super().log(logs, start_time)
+
+    def _warn_of_pseudo_labels(self, means: dict[str, float]) -> None:
+        """Tell once of too few pseudo labels, and of students that find many more objects than labelled images have."""
+        pseudo = {name: value for name, value in means.items() if name.startswith("pseudo_")}
+        if few := [name for name, value in pseudo.items() if value < FEW_PSEUDO_LABELS]:
+            logger.warning_once(
+                f"fewer than {FEW_PSEUDO_LABELS} pseudo labels an image ({', '.join(few)}): a longer burn-in or a "
+                "lower `score_threshold` may help."
+            )
+        objects = {name: means[name.replace("pseudo", "objects")] for name in pseudo}
+        if many := [name for name, value in pseudo.items() if value > MANY_PSEUDO_LABELS * max(1, objects[name])]:
+            logger.warning_once(
+                f"{pseudo[many[0]]:.1f} pseudo labels an image ({', '.join(many)}), but {objects[many[0]]:.1f} objects in a "
+                "labelled one: the labels run away. Labelled and unlabelled images may differ in a way that the detectors "
+                "see: give both the same augmentation (`strong_on_labeled=True`) and take both from one source."
+            )
 
     def create_optimizer(self, model=None):
         """One optimizer; for each student a group with weight decay and one without."""

@@ -115,6 +115,9 @@ def compare(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict]:
     }
     return {
         "difference_map_50_points": differences,
+        "difference_mean_and_sd": {
+            name: [mean(values), stdev(values) if len(values) > 1 else None] for name, values in differences.items()
+        },
         "effect_of_rectification_on_precision_points": effect,
         "expected": expected,
     }
