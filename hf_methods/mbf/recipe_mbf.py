@@ -3,9 +3,9 @@
 
 """What the runs of the recipe found, in the form that card, README, documentation and demo read."""
 
-from statistics import mean, stdev
 from typing import Any
 
+from hf_methods.grid import mean_and_sd
 from hf_methods.mbf.protocol_mbf import summarize_records
 
 
@@ -49,17 +49,6 @@ def summarize_runs(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "transfer_auroc": transfer_of(first["records"]),
         "runs": by_arm,
     }
-
-
-def mean_and_sd(rows: list[dict[str, Any]]) -> dict[str, list]:
-    """[mean, standard deviation] of each figure over the seeds; None for the deviation of one, and for what some lack."""
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return {
-        name: [None, None]
-        if None in values
-        else [mean(values), stdev(values) if len(values) > 1 else None]
-        for name, values in columns.items()
-    }  # fmt: skip
 
 
 def table_of(records: list[dict], setting: str) -> dict[str, dict[str, dict]]:

@@ -77,14 +77,9 @@ def test_the_grid_compares_set_by_set(grid):
     found = grid.compare(runs)
     assert found["difference_map_50_points"]["Cross Teaching - supervised"] == pytest.approx([8, 0])
     assert found["difference_map_50_points"]["Cross Teaching - self-labelling"] == pytest.approx([-2, -10])
+    assert found["difference_mean_and_sd"]["Cross Teaching - supervised"] == pytest.approx([4, 32**0.5])
     assert found["effect_of_rectification_on_precision_points"]["Cross Teaching"] == pytest.approx([-1, 10])
     assert list(found["expected"].values()) == [False, True, False, True, True]
-
-
-def test_the_grid_has_a_mean_and_a_deviation_where_every_set_has_a_figure(grid):
-    table = [{"map_50": [0.5, None], "changed": [None, None]}, {"map_50": [0.7, None], "changed": [0.1, None]}]
-    assert grid.summarize(table) == {"map_50": [pytest.approx(0.6), pytest.approx(0.02**0.5)]}
-    assert grid.summarize(table[:1])["map_50"] == [0.5, None]
 
 
 def test_the_plot_has_every_set_of_every_arm(grid):
@@ -95,8 +90,3 @@ def test_the_plot_has_every_set_of_every_arm(grid):
     assert points == pytest.approx([50, 70, 58, 70])
     points = [value for line in labels.lines for value in line.get_xdata()]
     assert points == pytest.approx([80, 50, 79, 60])
-
-
-def test_a_grid_without_arms_is_refused(grid):
-    with pytest.raises(ValueError, match="`arms` is empty"):
-        grid.GridArguments(train_config="x", output_dir="x", results="x")

@@ -9,19 +9,16 @@ Writes RESULTS.json and the plot RESULTS.png. Trained models stay in `output_dir
 """
 
 import json
-import os
-import re
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from tqdm.auto import tqdm
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import atomic_save, write_json, write_results
 from hf_methods.cross_teaching.publishing_cross_teaching import save_repository
+from hf_methods.grid import ArmsArguments, mean_and_sd, run_script
 from hf_methods.plotting import BLUE, GREY, ORANGE, new_figure
 
 
@@ -30,60 +27,27 @@ OURS, SELF, SUPERVISED = "Cross Teaching", "self-labelling", "supervised"
 
 
 @dataclass
-class GridArguments:
-    """What `grid.py` runs."""
+class GridArguments(ArmsArguments):
+    """What `grid.py` runs; a seed is a set: of scenes, initial weights and orders."""
 
-    train_config: str = field(metadata={"help": "YAML of train.py with everything that the arms share."})
-    output_dir: str = field(metadata={"help": "Folder of the trained models; finished ones are not trained again."})
-    results: str = field(metadata={"help": "JSON file to write; the plot lies beside it."})
     burn_in: dict = field(
         default_factory=dict, metadata={"help": "Options of train.py of the run that all arms go on from."}
-    )
-    arms: dict = field(default_factory=dict, metadata={"help": "Name of each arm: its own options of train.py."})
-    seeds: list[int] = field(
-        default_factory=lambda: [3, 4, 5], metadata={"help": "Sets: seeds of scenes and detectors."}
     )
     threads: int = field(default=1, metadata={"help": "Of the processor, for each run; one run at a time."})
     checkpoint: str | None = field(
         default=None, metadata={"help": "Folder for the last arm's checkpoint of the first set."}
     )
 
-    def __post_init__(self):
-        if not self.arms:
-            raise ValueError("`arms` is empty: give a mapping of names to options of train.py in the YAML.")
-
 
 def train_arm(args: GridArguments, arm: str, seed: int) -> Path:
     """Train one arm on one set in a process of its own; returns its folder."""
-    folder = folder_of(args, arm, seed)
-    if (folder / "results.json").exists():
-        return folder
-    script = Path(__file__).with_name("train.py")
     options = args.burn_in if arm == BURN_IN else args.arms[arm]
     # Fresh scenes, initial weights and order of images on every set; two detectors have seeds 2 s and 2 s + 1.
     options = {**options, "seed": seed, "split_seed": seed, "detector_seed": 2 * seed}
     if arm != BURN_IN:
-        options["checkpoints"] = [str(folder_of(args, BURN_IN, seed))]
-    command = [sys.executable, str(script), "--config", args.train_config, "--output_dir", str(folder)]
-    for name, value in options.items():
-        command += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "train.log", "w") as log:
-        env = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
-        subprocess.run(command, check=True, stdout=log, stderr=log, env=env)
-    return folder
-
-
-def folder_of(args: GridArguments, arm: str, seed: int) -> Path:
-    """Where a run lies."""
-    return Path(args.output_dir) / f"{re.sub(r'[^a-z0-9]+', '-', arm.lower())}-{seed}"
-
-
-def summarize(rows: list[dict[str, list]]) -> dict[str, list]:
-    """[mean, standard deviation] of each figure over the sets of an arm."""
-    columns = {name: [row[name][0] for row in rows] for name in rows[0]}
-    complete = {name: values for name, values in columns.items() if None not in values}
-    return {name: [mean(v), stdev(v) if len(v) > 1 else None] for name, v in complete.items()}
+        options["checkpoints"] = [args.folder(BURN_IN, seed)]
+    script = Path(__file__).with_name("train.py")
+    return run_script(script, args.folder(arm, seed), args.train_config, options, args.threads)
 
 
 def compare(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict]:
@@ -115,9 +79,7 @@ def compare(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict]:
     }
     return {
         "difference_map_50_points": differences,
-        "difference_mean_and_sd": {
-            name: [mean(values), stdev(values) if len(values) > 1 else None] for name, values in differences.items()
-        },
+        "difference_mean_and_sd": mean_and_sd([dict(zip(differences, row)) for row in zip(*differences.values())]),
         "effect_of_rectification_on_precision_points": effect,
         "expected": expected,
     }
@@ -160,7 +122,6 @@ def save_checkpoint(folder: Path, out: Path, results: dict, arm: str) -> None:
 
 def main(args: GridArguments) -> None:
     runs: dict[str, list[dict]] = {arm: [] for arm in args.arms}
-    tables: dict[str, list[dict]] = {arm: [] for arm in args.arms}
     data, seconds = {}, 0.0  # of the runs, since finished ones are not trained again
     pairs = [(arm, seed) for seed in args.seeds for arm in (BURN_IN, *args.arms)]  # a stopped grid has whole sets
     for arm, seed in tqdm(pairs, desc="train"):
@@ -168,7 +129,6 @@ def main(args: GridArguments) -> None:
         seconds += results["wall_seconds"]
         if arm != BURN_IN:
             figures = results["summary_mean_and_sd"][results["arm"]]
-            tables[arm].append(figures)
             runs[arm].append({name: value[0] for name, value in figures.items()})
             data |= {f"{name}, set {seed}": digest for name, digest in results["data"].items()}
     path = Path(args.results)
@@ -179,7 +139,7 @@ def main(args: GridArguments) -> None:
         wall_seconds=seconds,
         settings={**vars(args), "split": results["settings"]["train"]["scenes_split"], **results["settings"]},
         evaluator=results["evaluator"],
-        summary_mean_and_sd={arm: summarize(rows) for arm, rows in tables.items()},
+        summary_mean_and_sd={arm: mean_and_sd(rows) for arm, rows in runs.items()},
         **compare(runs),
         runs=runs,
     )
@@ -187,7 +147,7 @@ def main(args: GridArguments) -> None:
     plot_summary(results).savefig(path.with_suffix(".png"))
     if args.checkpoint:
         last = list(args.arms)[-1]
-        save_checkpoint(folder_of(args, last, args.seeds[0]), Path(args.checkpoint), results, last)
+        save_checkpoint(args.folder(last, args.seeds[0]), Path(args.checkpoint), results, last)
 
 
 if __name__ == "__main__":

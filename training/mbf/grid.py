@@ -9,10 +9,7 @@ Writes RESULTS.json and the plot RESULTS.png. Finished runs stay in `output_dir`
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,34 +17,22 @@ from tqdm.auto import tqdm
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import atomic_save, write_json, write_results
+from hf_methods.grid import GridArguments as SharedArguments
+from hf_methods.grid import plot_arms, run_script
 from hf_methods.mbf.recipe_mbf import summarize_runs
-from hf_methods.plotting import BLUE, GREY, new_figure
 
 
 @dataclass
-class GridArguments:
-    """What `grid.py` runs."""
+class GridArguments(SharedArguments):
+    """What `grid.py` runs; a seed is of the split, the network and the attacks, and each run has every arm."""
 
-    train_config: str = field(metadata={"help": "YAML of train.py with everything that the seeds share."})
-    output_dir: str = field(metadata={"help": "Folder of the runs; finished ones are not made again."})
-    results: str = field(metadata={"help": "JSON file to write; the plot lies beside it."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds: split, network, attacks."})
     checkpoint: str | None = field(default=None, metadata={"help": "Folder for the first seed's checkpoint."})
 
 
 def run_seed(args: GridArguments, seed: int) -> Path:
     """Run the recipe in a process of its own; returns its folder."""
-    folder = Path(args.output_dir) / f"seed-{seed}"
-    if (folder / "results.json").exists():
-        return folder
-    script = Path(__file__).with_name("train.py")
-    command = [sys.executable, str(script), "--config", args.train_config, "--output_dir", str(folder)]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "train.log", "w") as log:
-        # One thread: sums do not depend on the number of cores, and a seed gives the same network again.
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, "--seed", str(seed)], check=True, stdout=log, stderr=log, env=env)
-    return folder
+    script, folder = Path(__file__).with_name("train.py"), Path(args.output_dir) / f"seed-{seed}"
+    return run_script(script, folder, args.train_config, {"seed": seed}, threads=1)
 
 
 def plot_summary(results: dict):
@@ -60,16 +45,11 @@ def plot_summary(results: dict):
         "other_source_auroc": "other images",
     }
     panels = {name: label for name, label in panels.items() if all(name in arm for arm in summary.values())}
-    figure, axes = new_figure(12, 0.8 + 0.3 * len(summary), columns=len(panels))
-    colours = [GREY] * (len(summary) - 1) + [BLUE]
-    for axis, (name, label) in zip(axes, panels.items(), strict=True):
-        means, deviations = ([arm[name][part] or 0 for arm in summary.values()] for part in (0, 1))
-        axis.barh(range(len(summary)), means, xerr=deviations, color=colours)
-        axis.set_yticks(range(len(summary)), list(summary) if axis is axes[0] else [])
+    titles = {name: f"{label}, AUROC" for name, label in panels.items()}
+    figure, axes = plot_arms(summary, titles)
+    for axis in axes:
         axis.axvline(0.5, color="black", linewidth=0.8)  # chance
         axis.set_xlim(0.3, 1)
-        axis.invert_yaxis()
-        axis.set_title(f"{label}, AUROC", fontsize=10)
     return figure
 
 

@@ -13,13 +13,10 @@ their learning rates on the validation split. Writes RESULTS.json and the plot R
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
 
 import yaml
 from tqdm.auto import tqdm
@@ -28,21 +25,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import atomic_save, write_json, write_results
 from hf_methods.data import load_text_corpus, text_digest
-from hf_methods.plotting import BLUE, GREY, new_figure
+from hf_methods.grid import ArmsArguments, mean_and_sd, plot_arms, run_script
 from hf_methods.softmax1.data_softmax1 import token_blocks
 from hf_methods.softmax1.training_softmax1 import compute_figures
 
 
 @dataclass
-class GridArguments:
+class GridArguments(ArmsArguments):
     """What `grid.py` runs."""
 
-    train_config: str = field(metadata={"help": "YAML of train.py with everything that the arms share."})
-    output_dir: str = field(metadata={"help": "Folder of the trained models; finished ones are not trained again."})
-    results: str = field(metadata={"help": "JSON file to write; the plot lies beside it."})
-    arms: dict = field(default_factory=dict, metadata={"help": "Name of each arm: its own options of train.py."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
-    jobs: int = field(default=2, metadata={"help": "Trainings at a time; they share the cores."})
+    jobs: int = field(default=2, metadata={"help": "Runs at the same time; the processor's threads are shared."})
     split: str = field(default="test", metadata={"help": "Split of the figures; 'validation' to search a setting."})
     eval_blocks: int = field(default=512, metadata={"help": "Blocks of the figures."})
     checkpoints: str | None = field(
@@ -51,30 +43,21 @@ class GridArguments:
     checkpoint_arms: list[str] = field(default_factory=list, metadata={"help": "Arms whose checkpoints it gets."})
 
     def __post_init__(self):
-        if not self.arms:
-            raise ValueError("`arms` is empty: give a mapping of names to options of train.py in the YAML.")
+        super().__post_init__()
         if unknown := sorted(set(self.checkpoint_arms) - set(self.arms)):
             raise ValueError(f"`checkpoint_arms` has {unknown}, which are not in `arms`: {list(self.arms)}.")
 
 
 def train_arm(args: GridArguments, arm: str, seed: int) -> Path:
     """Train one arm in a process of its own; returns its folder."""
-    folder = Path(args.output_dir) / f"{slug(arm)}-{seed}"
-    if (folder / "model.safetensors").exists():
-        return folder
-    script = Path(__file__).with_name("train.py")
-    command = [sys.executable, str(script), "--config", args.train_config, "--output_dir", str(folder)]
-    command += ["--seed", str(seed), *(f"--{name}={value}" for name, value in args.arms[arm].items())]
-    folder.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
-    with open(folder / "train.log", "w") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads})
-    return folder
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    script, options = Path(__file__).with_name("train.py"), {"seed": seed, **args.arms[arm]}
+    return run_script(script, args.folder(arm, seed), args.train_config, options, threads, "model.safetensors")
 
 
-def slug(arm: str) -> str:
-    """The name of an arm as a folder name: "softmax-1 + AdamW" -> "softmax1-adamw"."""
-    return re.sub(r"[^a-z0-9.]+", "-", arm.lower().replace("softmax-1", "softmax1")).strip("-")
+def checkpoint_name(arm: str) -> str:
+    """The name of an arm's checkpoint: "softmax-1 + AdamW" -> "softmax1-adamw"."""
+    return re.sub(r"[^a-z0-9]+", "-", arm.lower().replace("softmax-1", "softmax1")).strip("-")
 
 
 def evaluate_arm(folder: Path, corpus, args: GridArguments) -> dict[str, float]:
@@ -87,13 +70,6 @@ def evaluate_arm(folder: Path, corpus, args: GridArguments) -> dict[str, float]:
     return compute_figures(model, blocks, calibration)
 
 
-def summarize(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, list[float]]]:
-    """[mean, standard deviation] of each figure over the seeds of each arm."""
-    spread = lambda values: stdev(values) if len(values) > 1 else 0.0  # noqa: E731
-    columns = {arm: {name: [run[name] for run in rows] for name in rows[0]} for arm, rows in runs.items()}
-    return {arm: {name: [mean(v), spread(v)] for name, v in figures.items()} for arm, figures in columns.items()}
-
-
 def plot_summary(results: dict):
     """Bars of the figures that the paper is about, one panel a figure; lines are standard deviations."""
     panels = {
@@ -103,16 +79,7 @@ def plot_summary(results: dict):
         "maxabs_global": "largest\nactivation",
         "delta_w4-zeropoint-tensor": "4-bit per tensor,\nΔ perplexity",
     }
-    summary = results["summary_mean_and_sd"]
-    figure, axes = new_figure(12, 0.8 + 0.3 * len(summary), columns=len(panels))
-    colours = [GREY] * (len(summary) - 1) + [BLUE]
-    for axis, (name, label) in zip(axes, panels.items(), strict=True):
-        means, deviations = ([arm[name][part] for arm in summary.values()] for part in (0, 1))
-        axis.barh(range(len(summary)), means, xerr=deviations, color=colours)
-        axis.set_yticks(range(len(summary)), list(summary) if axis is axes[0] else [])
-        axis.invert_yaxis()
-        axis.set_title(label, fontsize=10)
-    return figure
+    return plot_arms(results["summary_mean_and_sd"], panels)[0]
 
 
 def save_checkpoint(folder: Path, out: Path, results: dict, arm: str) -> None:
@@ -145,14 +112,14 @@ def main(args: GridArguments) -> None:
         data={split: text_digest(corpus[split]) for split in corpus},
         wall_seconds=time.time() - start,
         settings={**vars(args), "train": train_settings},
-        summary_mean_and_sd=summarize(runs),
+        summary_mean_and_sd={arm: mean_and_sd(rows) for arm, rows in runs.items()},
         runs=runs,
     )
     results = json.loads(path.read_text())
     plot_summary(results).savefig(path.with_suffix(".png"))
     for arm, folder in zip(args.arms if args.checkpoints else (), folders):
         if arm in args.checkpoint_arms:
-            save_checkpoint(folder, Path(args.checkpoints) / slug(arm), results, arm)
+            save_checkpoint(folder, Path(args.checkpoints) / checkpoint_name(arm), results, arm)
 
 
 if __name__ == "__main__":

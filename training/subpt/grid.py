@@ -10,12 +10,11 @@ Trained contexts stay in `output_dir` and are not trained again.
 """
 
 import json
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from tqdm.auto import tqdm
 from train import train  # the script beside this one
@@ -23,6 +22,7 @@ from transformers import CLIPModel
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import atomic_save, write_json, write_results
+from hf_methods.grid import ArmsArguments, as_words, mean_and_sd, plot_arms
 from hf_methods.plotting import BLUE, GREY, ORANGE, new_figure
 from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments
 from hf_methods.subpt.export_subpt import save_half_precision
@@ -35,14 +35,9 @@ GROUPS = {"base": "base classes", "novel": "novel classes", "harmonic_mean": "ha
 
 
 @dataclass
-class GridArguments:
+class GridArguments(ArmsArguments):
     """What `grid.py` runs."""
 
-    train_config: str = field(metadata={"help": "YAML of train.py with everything that the arms share."})
-    output_dir: str = field(metadata={"help": "Folder of the trained contexts; finished ones are not trained again."})
-    results: str = field(metadata={"help": "JSON file to write; the plots lie beside it."})
-    arms: dict = field(default_factory=dict, metadata={"help": "Name of each arm: its own options of train.py."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each arm."})
     curves: list[str] = field(default_factory=list, metadata={"help": "Arms whose curves are drawn; default: all."})
     checkpoint: str | None = field(
         default=None,
@@ -50,34 +45,20 @@ class GridArguments:
     )
 
     def __post_init__(self):
-        if not self.arms:
-            raise ValueError("`arms` is empty: give a mapping of names to options of train.py in the YAML.")
+        super().__post_init__()
         if unknown := sorted(set(self.curves) - set(self.arms)):
             raise ValueError(f"`curves` names arms that are none: {unknown}; the arms are {list(self.arms)}.")
 
 
-def folder_of(args: GridArguments, arm: str, seed: int) -> Path:
-    """Where an arm's run lies."""
-    return Path(args.output_dir) / f"{re.sub(r'[^a-z0-9]+', '-', arm.lower()).strip('-')}-{seed}"
-
-
 def train_arm(args: GridArguments, arm: str, seed: int, data: PromptData | None) -> PromptData | None:
     """Train one arm, unless it was; returns the features that it used."""
-    folder = folder_of(args, arm, seed)
+    folder = args.folder(arm, seed)
     if (folder / "results.json").exists():
         return data
-    argv = ["--config", args.train_config, "--output_dir", str(folder), "--seed", str(seed), "--disable_tqdm", "true"]
-    for name, value in args.arms[arm].items():
-        argv += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    options = {"output_dir": folder, "seed": seed, "disable_tqdm": True, **args.arms[arm]}
+    argv = ["--config", args.train_config, *as_words(options)]
     settings = parse_args_and_config((ModelArguments, DataArguments, SubPTTrainingArguments), argv)
     return train(*settings, data=data)
-
-
-def summarize(rows: list[dict[str, float]]) -> dict[str, list]:
-    """[mean, standard deviation] of each figure over the seeds of an arm."""
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    complete = {name: values for name, values in columns.items() if None not in values}
-    return {name: [mean(v), stdev(v) if len(v) > 1 else None] for name, v in complete.items()}
 
 
 def figures_of(run: dict) -> dict[str, float]:
@@ -97,16 +78,10 @@ def mean_curve(runs: list[dict]) -> dict[str, list[float]]:
 def plot_summary(results: dict):
     """Bars of the accuracies at the end, one panel a group; lines are standard deviations over the seeds."""
     summary = results["summary_mean_and_sd"]
-    figure, axes = new_figure(11, 0.8 + 0.3 * len(summary), columns=len(GROUPS))
-    colours = [GREY] * (len(summary) - 1) + [BLUE]
-    for axis, (name, label) in zip(axes, GROUPS.items(), strict=True):
-        means, deviations = ([arm[name][part] or 0 for arm in summary.values()] for part in (0, 1))
-        axis.barh(range(len(summary)), means, xerr=deviations, color=colours)
+    figure, axes = plot_arms(summary, {name: f"{label}, accuracy in %" for name, label in GROUPS.items()})
+    for axis, name in zip(axes, GROUPS, strict=True):
         axis.axvline(summary[ZERO_SHOT][name][0], color=GREY, linewidth=0.8, linestyle=":")
-        axis.set_yticks(range(len(summary)), list(summary) if axis is axes[0] else [])
-        axis.set_xlim(max(0, 10 * ((min(means) - 5) // 10)))
-        axis.invert_yaxis()
-        axis.set_title(f"{label}, accuracy in %", fontsize=10)
+        axis.set_xlim(max(0, 10 * ((min(bar.get_width() for bar in axis.patches) - 5) // 10)))
     return figure
 
 
@@ -127,9 +102,9 @@ def plot_curves(results: dict, arms: list[str]):
 def save_checkpoint(args: GridArguments, results: dict) -> None:
     """The last arm's merged model of the first seed, its adapter, the first arm's adapter, figures and plots."""
     first, last = next(iter(args.arms)), list(args.arms)[-1]
-    folder = folder_of(args, last, args.seeds[0])
+    folder = args.folder(last, args.seeds[0])
     run = json.loads((folder / "results.json").read_text())
-    coop = folder_of(args, first, args.seeds[0]) / "adapter"
+    coop = args.folder(first, args.seeds[0]) / "adapter"
 
     def save(aside: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -152,7 +127,7 @@ def main(args: GridArguments) -> None:
             data = train_arm(args, arm, seed, data)
             progress.update()
     runs = {
-        arm: [json.loads((folder_of(args, arm, seed) / "results.json").read_text()) for seed in args.seeds]
+        arm: [json.loads((args.folder(arm, seed) / "results.json").read_text()) for seed in args.seeds]
         for arm in args.arms
     }
     shared = next(iter(runs.values()))  # zero-shot CLIP is the same in all
@@ -165,7 +140,7 @@ def main(args: GridArguments) -> None:
         data=last["data"],
         wall_seconds=sum(run["wall_seconds"] for of_arm in runs.values() for run in of_arm),
         settings={**vars(args), "split": last["settings"]["split"], "train": last["settings"]["train"]},
-        summary_mean_and_sd={arm: summarize(of_arm) for arm, of_arm in rows.items()},
+        summary_mean_and_sd={arm: mean_and_sd(of_arm) for arm, of_arm in rows.items()},
         runs=rows,
         curves={arm: mean_curve(of_arm) for arm, of_arm in runs.items()},
     )
