@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from sklearn.svm import SVC
 from timing import time_together
@@ -54,14 +55,19 @@ def make_networks() -> dict[str, tuple[nn.Module, dict]]:
     return {"resnet": (resnet.eval(), {"layers": "*convolution"}), "vit": (vit.eval(), {})}
 
 
+def make_efficientnet() -> tuple[nn.Module, dict]:
+    """EfficientNet-Lite0 for photos; its weights, which don't change the time, are random."""
+    return timm.create_model("tf_efficientnet_lite0").eval(), {}
+
+
 @torch.no_grad()
-def benchmark_features(model: nn.Module, layers: dict) -> dict:
-    """A batch of 28 x 28 images: the forward pass alone, and with features."""
-    pixels = torch.rand(BATCH, 1, 28, 28) * 2 - 1
+def benchmark_features(model: nn.Module, layers: dict, image_shape=(1, 28, 28), repeats: int = 15) -> dict:
+    """A batch of images: the forward pass alone, and with features."""
+    pixels = torch.rand(BATCH, *image_shape) * 2 - 1
     extractors = {name: MBFFeatureExtractor(model, MBFConfig(**layers, **own)) for name, own in SETTINGS.items()}
     return time_together(
         {"plain forward": partial(model, pixels), **{name: partial(e, pixels) for name, e in extractors.items()}},
-        repeats=15,
+        repeats=repeats,
     )
 
 
@@ -143,7 +149,8 @@ def main() -> None:
         seeds=[0],
         data={},
         wall_seconds=time.time() - start,
-        features_batch_32_one_thread={name: benchmark_features(*network) for name, network in networks.items()},
+        features_batch_32_one_thread={name: benchmark_features(*network) for name, network in networks.items()}
+        | {"efficientnet-lite0": benchmark_features(*make_efficientnet(), image_shape=(3, 224, 224), repeats=5)},
         features_100_images_one_thread={name: benchmark_baselines(*network) for name, network in networks.items()},
         decision_10000_rows_one_thread=benchmark_decision(),
         peak_memory_mb=memory,
