@@ -13,16 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import weakref
 from pathlib import Path
 from statistics import median
 
 import torch
+from memory import peak_bytes
 from peft import get_peft_model
 from timing import time_together
 from torch.nn.functional import cross_entropy, normalize
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import CLIPConfig, CLIPModel
 
 from hf_methods.checkpoints import write_results
@@ -34,8 +32,8 @@ RESULTS = Path(__file__).parent / "results" / "subpt.json"
 CLASSES, CONTEXT, BATCH, DIM = 100, 16, 32, 128
 
 
-def make_model(full_length: bool = False):
-    """A prompted model with 100 classes of one token, and 100 further names as NFL's anchors."""
+def make_model(full_length: bool = False, num_classes: int = CLASSES, n_ctx: int = CONTEXT):
+    """A prompted model with classes of one token, and as many further names as NFL's anchors."""
     torch.manual_seed(0)
     text = dict(
         hidden_size=128, intermediate_size=512, num_hidden_layers=12, num_attention_heads=8, vocab_size=49408,
@@ -45,19 +43,19 @@ def make_model(full_length: bool = False):
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=DIM)
     # The end of text of the small tokenizer; the ids of the names are real ones of a table of CLIP's size.
     tokenizer = make_tiny_clip()[1]
-    settings = SubPTConfig(n_ctx=CONTEXT, eos_token_id=tokenizer.eos_token_id)
+    settings = SubPTConfig(n_ctx=n_ctx, eos_token_id=tokenizer.eos_token_id)
     model = get_peft_model(CLIPModel(config).eval(), settings)
-    names = [chr(97 + i % 26) + chr(97 + i // 26) for i in range(2 * CLASSES)]
-    model.set_classes(names[:CLASSES], tokenizer, full_length=full_length)
-    targets = normalize(torch.randn(CLASSES, DIM), dim=-1)
-    model.anchor_names_and_targets = names[CLASSES:], targets
+    names = [chr(97 + i % 26) + chr(97 + i // 26) for i in range(2 * num_classes)]
+    model.set_classes(names[:num_classes], tokenizer, full_length=full_length)
+    targets = normalize(torch.randn(num_classes, DIM), dim=-1)
+    model.anchor_names_and_targets = names[num_classes:], targets
     return model.train()
 
 
-def step_of(model, optimizer=None):
+def step_of(model, optimizer=None, num_classes: int = CLASSES):
     """A training step on cached image features."""
     optimizer = optimizer or torch.optim.SGD([model.context], 2e-3, momentum=0.9, weight_decay=5e-4)
-    features, labels = normalize(torch.randn(BATCH, DIM), dim=-1), torch.randint(CLASSES, (BATCH,))
+    features, labels = normalize(torch.randn(BATCH, DIM), dim=-1), torch.randint(num_classes, (BATCH,))
 
     def step():
         optimizer.zero_grad()
@@ -117,38 +115,6 @@ def benchmark_steps() -> dict:
     times |= time_together(coop | steps, repeats=7, warm_up=1)
     times["CoCoOp / CoOp, per image"] = round(times[f"CoCoOp, {images} images"]["ratio"] / images * BATCH, 1)
     return times
-
-
-class PeakBytes(TorchDispatchMode):
-    """Most bytes that storages made by operations held at one time."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self.seen = weakref.WeakSet()
-
-    def release(self, size):
-        self.now -= size
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        before = {x.untyped_storage() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for output in tree_leaves(result):
-            if isinstance(output, torch.Tensor):
-                storage = output.untyped_storage()
-                if storage not in self.seen and storage not in before:
-                    self.seen.add(storage)
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self.release, storage.nbytes())
-                    self.peak = max(self.peak, self.now)
-        return result
-
-
-def peak_bytes(step) -> int:
-    """`PeakBytes` of a step."""
-    with PeakBytes() as mode:
-        step()
-    return mode.peak
 
 
 def benchmark_chunks() -> dict:
