@@ -157,7 +157,7 @@ def run_benchmark(name: str, out: Path, folder: Path = BENCHMARKS) -> Path:
         [sys.executable, str(script), "--out", str(out)], capture_output=True, text=True, check=False
     )
     if result.returncode:
-        sys.stderr.write(result.stderr)
+        sys.stderr.write(f"\n{result.stderr}")  # behind a progress bar
         raise ChildProcessError(f"{script} failed with status {result.returncode}.")
     return out / f"{name}.json"
 
