@@ -14,7 +14,7 @@ slow: .venv/installed
 
 # Leave the machine alone meanwhile: they are timings.
 bench: .venv/installed
-	for script in softmax1 ortho_adam cpe subpt cross_teaching mbf publishing; do $(BIN)/python tests/benchmarks/$$script.py || exit 1; done
+	$(BIN)/hf-methods bench
 
 # The folders of model_cards/ from their weights and results.json: code, card, licence.
 cards: .venv/installed

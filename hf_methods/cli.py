@@ -188,6 +188,52 @@ def space(
 
 
 @app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(help="A script of tests/benchmarks/; all of them by default.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare with the committed files; exit with 1 if worse.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the new files; default: the committed ones, with --check runs/bench.", file_okay=False
+        ),
+    ] = None,
+) -> None:
+    """Run the benchmarks of a checkout, one after the other, each in a process of its own."""
+    from tqdm import tqdm
+
+    from hf_methods.benchmarks import (
+        BENCHMARKS,
+        benchmark_names,
+        compare,
+        load_comparisons,
+        load_results,
+        run_benchmark,
+    )
+
+    chosen, committed = benchmark_names(name), BENCHMARKS / "results"
+    out = out or (Path("runs/bench") if check else committed)
+    if check and out.resolve() == committed.resolve():
+        raise ValueError(f"--check leaves {committed} as it is; give another folder as --out.")
+    before = {one: (load_results(committed / f"{one}.json"), load_comparisons(one)) for one in chosen if check}
+    num_failed = 0
+    for one in (bar := tqdm(chosen, unit="benchmark")):
+        bar.set_description(one)
+        path = run_benchmark(one, out)
+        bar.write(f"written: {path}")
+        if check:
+            changes = compare(before[one][0], load_results(path), before[one][1])
+            for change in changes:
+                if change.kind != "same":
+                    bar.write(str(change))
+            num_failed += sum(change.failed for change in changes)
+    if check:
+        print(f"ratios that are worse or missing: {num_failed}")
+        raise typer.Exit(num_failed > 0)
+
+
+@app.command()
 def env() -> None:
     """Print versions and the kind of machine, for a bug report."""
     from hf_methods.checkpoints import environment

@@ -33,7 +33,7 @@ from hf_methods.softmax1.quantization_softmax1 import block_linears
 
 TEXT = "the cat sat on the mat and the dog ran away. " * 60
 SIZES = dict(vocab_size=270, n_positions=32, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3)
-COMMANDS = ["demo", "env", "inspect", "publish", "quantize", "space", "train"]
+COMMANDS = ["bench", "demo", "env", "inspect", "publish", "quantize", "space", "train"]
 
 
 def save(model, folder):
@@ -89,7 +89,7 @@ def test_help_of_a_command_says_what_it_does_and_names_its_options(command):
     output = " ".join(run(command, "--help").replace("│", " ").split())
     assert " ".join(callback.__doc__.splitlines()[0].split()) in output
     for name in callback.__annotations__:
-        if name not in ("context", "return", "model", "method"):
+        if name not in ("context", "return", "model", "method", "name"):
             assert f"--{name.replace('_', '-')}" in output
 
 
@@ -271,6 +271,8 @@ QUANTIZE = ["quantize", "{model}", "--out", "x"]
         (["space", "no_method"], 1, "METHOD must be one of"),
         (["space", "softmax1"], 1, "spaces/softmax1/app.py does not exist: run in a checkout"),
         (["space", "softmax1", "--port", "0"], 2, "--port"),
+        (["bench"], 1, "tests/benchmarks/comparisons/ has no files: run in a checkout"),
+        (["bench", "--out", "{model}/text.txt"], 2, "is a file"),
     ],
     ids=lambda value: " ".join(value).replace("{model}", "MODEL") if isinstance(value, list) else "",
 )

@@ -35,6 +35,7 @@ PARTS = [
     "tests/{m}/test_pipeline_{m}.py",
     "tests/{m}/test_space_{m}.py",
     "tests/benchmarks/{m}.py",
+    "tests/benchmarks/comparisons/{m}.yaml",
     "tests/benchmarks/results/{m}.json",
     "docs/{m}.md",
 ]

@@ -1,7 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Put the measured tables into README.md, between `<!-- table: path of a JSON file -->` and `<!-- end -->`.
+"""Put the measured tables into README.md and docs/benchmarks.md, between `<!-- table: JSON file, key -->` and `<!-- end -->`.
+
+The tables of other pages are filled in when the documentation is built.
 
 python training/render_readme.py
 """
@@ -11,8 +13,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hf_methods.benchmarks import Comparison, Figure, load_comparisons, read_figures
+
 
 ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 MARKED = re.compile(r"<!-- table: (\S+) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 LABELS = {
     "perplexity": "perplexity",
@@ -162,6 +167,33 @@ def render_sets(runs: dict[str, list[dict[str, float]]]) -> str:
     return markdown(["", *runs], rows)
 
 
+def render_comparisons(comparisons: list[Comparison], figures: list[Figure]) -> str:
+    """Ratios with the range of half of the rounds, and goals; numbers lead to why one is not met, below the table."""
+    rows: list[list[str]] = []
+    reasons: list[str] = []
+    for comparison in comparisons:
+        reason = comparison.explanation or "not explained yet"
+        if comparison.figure is None:
+            rows.append([comparison.what, f"not measured: {reason}", _goal(comparison), ""])
+        for figure in (figure for figure in figures if figure.comparison is comparison):
+            if figure.met is False and reason not in reasons:
+                reasons.append(reason)
+            spread = "" if figure.low == figure.high else f" ({figure.low:.4g}, {figure.high:.4g})"
+            value = f"{figure.value:.4g}{spread} {comparison.unit}".strip()
+            met = "" if figure.met is None else "yes" if figure.met else f"**no** ({reasons.index(reason) + 1})"
+            rows.append([figure.name, value, _goal(comparison), met])
+    table = markdown(["", "ratio", "goal", "met"], rows)
+    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
+    return "\n".join([table, "", "Not met:", "", *notes]) if notes else table
+
+
+def _goal(comparison: Comparison) -> str:
+    for sign, limit in (("≤", comparison.at_most), ("≥", comparison.at_least)):
+        if limit is not None:
+            return f"{sign} {limit} {comparison.unit}".strip()
+    return ""
+
+
 RENDERERS = {
     "runs": render_sets,
     "training_step": render_training_step,
@@ -172,6 +204,7 @@ RENDERERS = {
     "trials_auroc": render_trials,
     "time_forward_backward_causal": render_ratios,
     "optimizer_step": render_ratios,
+    "seconds": render_columns,
 }
 
 
@@ -179,12 +212,18 @@ def render(text: str) -> str:
     """`text` with each marked block replaced by the table of its JSON file and key."""
 
     def table(match: re.Match) -> str:
-        results = json.loads((ROOT / match[1]).read_text())
-        return f"<!-- table: {match[1]} {match[2]} -->\n{RENDERERS[match[2]](results[match[2]])}\n<!-- end -->"
+        path, key = ROOT / match[1], match[2]
+        results = json.loads(path.read_text())
+        if key == "comparisons":  # in a file of their own, beside the folder of the results
+            comparisons = load_comparisons(path.stem, path.parents[1])
+            body = render_comparisons(comparisons, read_figures(results, comparisons))
+        else:
+            body = RENDERERS[key](results[key])
+        return f"<!-- table: {match[1]} {key} -->\n{body}\n<!-- end -->"
 
     return MARKED.sub(table, text)
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(render(readme.read_text()))
+    for page in PAGES:
+        page.write_text(render(page.read_text()))

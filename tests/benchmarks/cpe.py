@@ -10,9 +10,9 @@ import multiprocessing
 import resource
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
+from output import output_path
 from timing import time_together
 from torch import nn
 
@@ -31,7 +31,6 @@ from hf_methods.cpe.diagnostics_cpe import PseudoLabelCounter
 from hf_methods.cpe.ema_cpe import ParameterEMA
 
 
-RESULTS = Path(__file__).with_name("results") / "cpe.json"
 COUNTS = [1500, 899, 539, 323, 193, 116, 69, 41, 25, 15]  # CIFAR-10-LT
 FEATURES = (320, 128, 8, 8)  # of a step of the official run
 LABELED, UNLABELED = 16, 32  # a quarter of the official batch, so that a round takes seconds
@@ -154,6 +153,7 @@ def peak_memory(name: str) -> float:
 
 
 def main() -> None:
+    out = output_path(__file__)
     start = time.time()
     torch.manual_seed(0)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -167,9 +167,9 @@ def main() -> None:
         "inference": benchmark_inference(),
     }
     write_results(
-        RESULTS, seeds=[0], data={}, wall_seconds=time.time() - start, time_one_thread=times, peak_memory_mb=memory,
+        out, seeds=[0], data={}, wall_seconds=time.time() - start, time_one_thread=times, peak_memory_mb=memory,
     )  # fmt: skip
-    print(RESULTS.read_text())
+    print(out.read_text())
 
 
 if __name__ == "__main__":

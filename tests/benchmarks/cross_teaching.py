@@ -10,9 +10,9 @@ import multiprocessing
 import resource
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
+from output import output_path
 from timing import time_together
 from torch import Tensor
 from torchvision.ops import box_iou as torchvision_iou
@@ -33,7 +33,6 @@ from hf_methods.cross_teaching.rectification_cross_teaching import (
 )
 
 
-RESULTS = Path(__file__).with_name("results") / "cross_teaching.json"
 RULE = BOX_RULES["crossrectify_voc"]
 NUM_ANCHORS, NUM_LABELS = 8732, 20  # SSD300 on VOC
 TINY = {"model_type": "cross_teaching_detector", "architecture": "ssd_tiny", "num_labels": 5}
@@ -280,31 +279,8 @@ def peak_memory(arm: str, num_detectors: int) -> float:
     return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1)
 
 
-def check_goals(times: dict, memory: dict[str, float]) -> dict[str, dict]:
-    """Each goal: its ratio here, what was asked, and whether it is met. G2, no wait for the device, is a test."""
-    rectification, goals = times["rectification"], {}
-    for size, peer, least in (("16 x 20", "by boxes", 8), ("16 x 100", "by boxes", 30), ("16 x 20", "by images", 4),
-                              ("16 x 100", "by images", 1.2), ("16 x 300", "by images", 0.9)):  # fmt: skip
-        ratios = [table[peer]["ratio"] for name, table in rectification.items() if name.startswith(f"{size},")]
-        goals[f"G1, {size}, {peer}"] = {"ratios": ratios, "at_least": least, "met": min(ratios) >= least}
-    single = {
-        "G3, pseudo labels": (times["pseudo_labels"]["torchvision's detections"]["ratio"], "at_least", 5),
-        "G4, share of a step": (times["bookkeeping"]["rectification and teachers"]["ratio"], "at_most", 0.05),
-        "G5, against one detector": (times["steps"]["ct, 2 detectors"]["ratio"], "at_most", 2.3),
-        "G5, against mutual teaching": (
-            times["steps"]["ct, 2 detectors"]["ratio"] / times["steps"]["mutual, 2 detectors"]["ratio"], "at_most", 1.05,
-        ),
-        "G6, averages, SSD300": (times["averages"]["SSD300"]["rebuilt"]["ratio"], "at_least", 5),
-        "G6, averages, two tiny SSDs": (times["averages"]["two tiny SSDs"]["rebuilt"]["ratio"], "at_least", 5),
-        "G7, peak memory": (memory["ct, 2 detectors"] / memory["self-labelling, 1 detector"], "at_most", 2.2),
-    }  # fmt: skip
-    for name, (ratio, kind, bound) in single.items():
-        met = ratio >= bound if kind == "at_least" else ratio <= bound
-        goals[name] = {"ratio": round(ratio, 3), kind: bound, "met": met}
-    return goals
-
-
 def main() -> None:
+    out = output_path(__file__)
     start = time.time()
     torch.manual_seed(0)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -319,10 +295,9 @@ def main() -> None:
         "averages": benchmark_averages(),
     }
     write_results(
-        RESULTS, seeds=[0], data={}, wall_seconds=time.time() - start, goals=check_goals(times, memory),
-        time_one_thread=times, peak_memory_mb=memory,
+        out, seeds=[0], data={}, wall_seconds=time.time() - start, time_one_thread=times, peak_memory_mb=memory,
     )  # fmt: skip
-    print(RESULTS.read_text())
+    print(out.read_text())
 
 
 if __name__ == "__main__":

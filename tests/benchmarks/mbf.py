@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from output import output_path
 from sklearn.svm import SVC
 from timing import time_together
 from torch import nn
@@ -29,7 +30,6 @@ from hf_methods.mbf.svm_mbf import svm_decision
 from hf_methods.mbf.training_mbf import ClassifierArguments, build_classifier
 
 
-RESULTS = Path(__file__).with_name("results") / "mbf.json"
 CHECKPOINT = Path(__file__).parents[2] / "model_cards" / "mbf-mnist5k"
 BATCH = 32
 SETTINGS = {  # of the features; the first is the checkpoint's
@@ -128,6 +128,7 @@ def peak_memory(name: str, size: int) -> float:
 
 
 def main() -> None:
+    out = output_path(__file__)
     start = time.time()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -145,7 +146,7 @@ def main() -> None:
         }
     networks = make_networks()
     write_results(
-        RESULTS,
+        out,
         seeds=[0],
         data={},
         wall_seconds=time.time() - start,
@@ -155,7 +156,7 @@ def main() -> None:
         decision_10000_rows_one_thread=benchmark_decision(),
         peak_memory_mb=memory,
     )
-    print(RESULTS.read_text())
+    print(out.read_text())
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ python tests/benchmarks/ortho_adam.py
 """
 
 import time
-from pathlib import Path
 
 import torch
+from output import output_path
 from timing import time_together
 from torch import nn
 
@@ -17,7 +17,6 @@ from hf_methods import OrthoAdam, Softmax1GPT2Config, Softmax1GPT2LMHeadModel, o
 from hf_methods.checkpoints import write_results
 
 
-RESULTS = Path(__file__).parent / "results" / "ortho_adam.json"
 SHAPES = [(512, 512)] * 4 + [(2048, 512)] * 2 + [(512,)] * 4
 
 
@@ -91,6 +90,7 @@ def memory() -> dict[str, float]:
 
 
 def main() -> None:
+    out = output_path(__file__)
     start = time.time()
     torch.manual_seed(0)
     all_threads = torch.get_num_threads()
@@ -101,9 +101,9 @@ def main() -> None:
     results = dict(optimizer_step=step, training_step=benchmark_training_step())
     results["state_bytes_per_parameter_byte"] = memory()
     write_results(
-        RESULTS, seeds=[0], data={}, wall_seconds=time.time() - start, **results
+        out, seeds=[0], data={}, wall_seconds=time.time() - start, **results
     )  # fmt: skip
-    print(RESULTS.read_text())
+    print(out.read_text())
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 from statistics import median
 
 from gradio_client import Client
+from output import output_path
 
 from hf_methods.checkpoints import write_results
 
@@ -71,13 +71,17 @@ def time_space(method: str, endpoint: str, inputs: tuple) -> dict[str, float]:
     return {"cold_start": cold_start, "first_answer": answers[0], "later_answers_median": median(answers[1:])}
 
 
-if __name__ == "__main__":
+def main() -> None:
+    out = output_path(__file__)
     start = time.time()
     seconds = {}
     for method, (checkpoint, endpoint, inputs) in CASES.items():
         dry_runs = [time_dry_run(method, checkpoint) for _ in range(3)]
         seconds[method] = {"publish_dry_run_median": median(dry_runs), **time_space(method, endpoint, inputs)}
     rounded = {method: {name: round(value, 2) for name, value in row.items()} for method, row in seconds.items()}
-    out = Path(__file__).with_name("results") / "publishing.json"
     write_results(out, seeds=[], data={}, wall_seconds=time.time() - start, seconds=rounded)
-    print(rounded)
+    print(out.read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -10,17 +10,16 @@ import multiprocessing
 import resource
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from output import output_path
 from timing import time_together
 
 from hf_methods.checkpoints import write_results
 from hf_methods.softmax1 import softmax1_attention
 
 
-RESULTS = Path(__file__).parent / "results" / "softmax1.json"
 SHAPES = ((4, 8, 256, 64), (1, 8, 1024, 64))
 LONG = (1, 2, 4096, 64)
 
@@ -62,6 +61,7 @@ def peak_memory(name: str) -> float:
 
 
 def main() -> None:
+    out = output_path(__file__)
     start = time.time()
     torch.manual_seed(0)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -71,10 +71,10 @@ def main() -> None:
         torch.set_num_threads(threads)
         times |= {f"{shape}, {threads} threads": benchmark_time(shape) for shape in SHAPES}
     write_results(
-        RESULTS, seeds=[0], data={}, wall_seconds=time.time() - start,
+        out, seeds=[0], data={}, wall_seconds=time.time() - start,
         time_forward_backward_causal=times, peak_memory_mb={str(LONG): memory},
     )  # fmt: skip
-    print(RESULTS.read_text())
+    print(out.read_text())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from statistics import median
 
 import torch
 from memory import peak_bytes
+from output import output_path
 from peft import get_peft_model
 from timing import time_together
 from torch.nn.functional import cross_entropy, normalize
@@ -28,7 +29,6 @@ from hf_methods.subpt import SubPTConfig, SubPTTrainer, SubPTTrainingArguments, 
 from hf_methods.subpt.recipe_subpt import make_tiny_clip
 
 
-RESULTS = Path(__file__).parent / "results" / "subpt.json"
 CLASSES, CONTEXT, BATCH, DIM = 100, 16, 32, 128
 
 
@@ -215,6 +215,7 @@ def benchmark_import() -> dict:
 
 
 def main() -> None:
+    out = output_path(__file__)
     start = time.time()
     torch.set_num_threads(1)
     results = {
@@ -225,9 +226,8 @@ def main() -> None:
         "adapter_bytes": adapter_bytes(),
         "import": benchmark_import(),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    write_results(RESULTS, seeds=[0], data={}, wall_seconds=time.time() - start, threads=1, **results)
-    print(RESULTS.read_text())
+    write_results(out, seeds=[0], data={}, wall_seconds=time.time() - start, threads=1, **results)
+    print(out.read_text())
 
 
 if __name__ == "__main__":
