@@ -55,7 +55,7 @@ class CrossTeachingForObjectDetection(PreTrainedModel):
         config = kwargs.get("config")
         if config is None:
             config = CrossTeachingConfig.from_pretrained(pretrained_model_name_or_path)
-        if "CrossTeachingModel" in (config.architectures or []):
+        if config.architectures == ["CrossTeachingModel"]:
             raise ValueError(f"{pretrained_model_name_or_path}: {EXPORT_HINT}")
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 
 LABELS = {0: "benign", 1: "adversarial"}
+MAX_COEFFICIENTS = 100  # whose magnitudes are below every layer's floor; a file can't ask for more memory than that
 
 
 @strict
@@ -76,8 +77,8 @@ class MBFConfig(PreTrainedConfig):
         if self.center not in ("layer", "channel", None):
             raise ValueError(f"`center` must be 'layer', 'channel' or None, got {self.center!r}.")
         orders = self.num_coefficients if isinstance(self.num_coefficients, list) else [self.num_coefficients]
-        if any(order is not None and order < 1 for order in orders) or orders == []:
-            raise ValueError(f"`num_coefficients` must be at least 1, got {self.num_coefficients}.")
+        if any(order is not None and not 1 <= order <= MAX_COEFFICIENTS for order in orders) or orders == []:
+            raise ValueError(f"`num_coefficients` must be 1 to {MAX_COEFFICIENTS}, got {self.num_coefficients}.")
         groups = self.channel_groups if isinstance(self.channel_groups, list) else [self.channel_groups]
         if any(number < 1 for number in groups) or groups == []:
             raise ValueError(f"`channel_groups` must be at least 1, got {self.channel_groups}.")

@@ -12,6 +12,7 @@ from transformers.models.auto import CONFIG_MAPPING
 
 
 FUSIONS = ("expert", "mean_logit", "mean_prob")
+MAX_DEPTH = 1000  # a file can't ask for more time and memory than that
 
 
 @strict
@@ -131,8 +132,8 @@ class CPEConfig(PreTrainedConfig):
 
     def validate_wide_resnet(self):
         """Refuse sizes that give no network."""
-        if self.backbone_config is None and (self.depth < 10 or (self.depth - 4) % 6):
-            raise ValueError(f"`depth` must be 6 n + 4 with n >= 1, such as 10, 16 or 28, got {self.depth}.")
+        if self.backbone_config is None and (not 10 <= self.depth <= MAX_DEPTH or (self.depth - 4) % 6):
+            raise ValueError(f"`depth` must be 6 n + 4, such as 10, 16 or 28, at most {MAX_DEPTH}, got {self.depth}.")
         for field in ("widen_factor", "num_channels", "image_size"):
             if getattr(self, field) < 1:
                 raise ValueError(f"`{field}` must be at least 1, got {getattr(self, field)}.")

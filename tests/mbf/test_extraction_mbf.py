@@ -367,7 +367,8 @@ def test_bad_arguments_are_refused(make, error, message):
     ("kwargs", "message"),
     [
         ({"center": "row"}, "`center` must be 'layer', 'channel' or None, got 'row'"),
-        ({"num_coefficients": 0}, "`num_coefficients` must be at least 1, got 0"),
+        ({"num_coefficients": 0}, "`num_coefficients` must be 1 to 100, got 0"),
+        ({"num_coefficients": [2, 101]}, r"`num_coefficients` must be 1 to 100, got \[2, 101\]"),
         ({"num_coefficients": [2, 0]}, "got \\[2, 0\\]"),
         ({"num_coefficients": 2.5}, "num_coefficients"),
         ({"channel_groups": 0}, "`channel_groups` must be at least 1, got 0"),
