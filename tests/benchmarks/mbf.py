@@ -6,8 +6,6 @@
 python tests/benchmarks/mbf.py
 """
 
-import multiprocessing
-import resource
 import time
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from memory import peak_bytes
 from output import output_path
 from sklearn.svm import SVC
 from timing import time_together
@@ -115,16 +114,15 @@ class Wide(nn.Sequential):
 
 
 @torch.inference_mode()
-def peak_memory(name: str, size: int) -> float:
-    """What a pass over 8 images adds to the peak memory of a process of its own, MB."""
-    torch.set_num_threads(1)
-    model = Wide().eval()
-    extractor = MBFFeatureExtractor(model, MBFConfig(**SETTINGS[name])) if name in SETTINGS else model
-    extractor(torch.rand(8, 1, 16, 16))  # the libraries' own memory, and the table
-    pixels = torch.rand(8, 1, size, size)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    extractor(pixels)
-    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1)
+def benchmark_memory(side: int) -> dict[str, float]:
+    """MB that a pass over 8 images holds at one time, and what the responses of one layer take."""
+    model, pixels = Wide().eval(), torch.rand(8, 1, side, side)
+    functions = {"plain forward": model}
+    for name in ("whole layers", "whole layers, 1024 responses"):
+        functions[name] = MBFFeatureExtractor(model, MBFConfig(**SETTINGS[name]))
+        functions[name](pixels[:1])  # the table of angles, which stays
+    sizes = {name: peak_bytes(partial(function, pixels)) for name, function in functions.items()}
+    return {"one layer's responses": 8 * 16 * side**2 * 4 / 2**20} | {n: round(s / 2**20, 2) for n, s in sizes.items()}
 
 
 def main() -> None:
@@ -132,18 +130,6 @@ def main() -> None:
     start = time.time()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    sizes = (128, 256)
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        memory = {
-            f"{size} x {size}": {
-                "one layer's responses": round(8 * 16 * size**2 * 4 / 2**20, 1),
-                **{
-                    name: pool.apply(peak_memory, (name, size))
-                    for name in ("plain forward", "whole layers", "whole layers, 1024 responses")
-                },
-            }
-            for size in sizes
-        }
     networks = make_networks()
     write_results(
         out,
@@ -154,7 +140,7 @@ def main() -> None:
         | {"efficientnet-lite0": benchmark_features(*make_efficientnet(), image_shape=(3, 224, 224), repeats=5)},
         features_100_images_one_thread={name: benchmark_baselines(*network) for name, network in networks.items()},
         decision_10000_rows_one_thread=benchmark_decision(),
-        peak_memory_mb=memory,
+        peak_memory_mb={f"{side} x {side}": benchmark_memory(side) for side in (128, 256)},
     )
     print(out.read_text())
 

@@ -6,14 +6,13 @@
 python tests/benchmarks/scaling.py
 
 A curve has the times of five sizes or so in turns, the bytes that operations hold at one time, and the exponent of a line through
-the upper three sizes in log-log. Writes results/scaling.json and docs/images/scaling.png.
+the upper three sizes in log-log. Writes results/scaling.json and the plot beside it.
 """
 
 import math
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from memory import peak_bytes
 from ortho_adam import parameters
+from output import output_path
 from subpt import make_model, step_of
 from timing import time_together
 from torch import nn
@@ -34,9 +34,6 @@ from hf_methods.plotting import BLUE, GREY, ORANGE, new_figure
 from hf_methods.softmax1 import softmax1_attention
 
 
-ROOT = Path(__file__).parents[2]
-RESULTS = Path(__file__).with_name("results") / "scaling.json"
-PLOT = ROOT / "docs" / "images" / "scaling.png"
 FITTED = 3  # sizes that the exponent is taken from: in the small ones fixed costs rule
 
 
@@ -163,13 +160,14 @@ def plot_curves(curves: dict[str, dict]):
 
 def main() -> None:
     start = time.time()
+    out = output_path(__file__)
     torch.set_num_threads(1)
     curves = {}
     for name, curve in CURVES.items():
         curves[name] = measure(curve)
         print(f"{name}: time ^{curves[name]['time_exponent']}, memory ^{curves[name]['memory_exponent']}", flush=True)
-    write_results(RESULTS, seeds=[0], data={}, wall_seconds=time.time() - start, curves_one_thread=curves)
-    plot_curves(curves).savefig(PLOT)
+    write_results(out, seeds=[0], data={}, wall_seconds=time.time() - start, curves_one_thread=curves)
+    plot_curves(curves).savefig(out.with_suffix(".png"))
 
 
 if __name__ == "__main__":
