@@ -4,6 +4,7 @@
 """Settings of one run, the classifier that it guards, and the fitted scikit-learn pipeline as a file for who wants that."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,12 @@ class MBFTrainingArguments(TrainingArguments):
         self.detector_config()  # a bad value is an error before the classifier is trained
         if self.num_folds < 2 or not self.svm_c or not self.svm_gamma:
             raise ValueError("`num_folds` must be at least 2, and `svm_c` and `svm_gamma` need a candidate.")
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.world_size:
+            # Without this each process would train by itself, and nothing would tell.
+            raise ValueError(
+                f"{launched} processes were started, but Trainer sees {self.world_size}; give use_cpu=True."
+            )
 
     def detector_config(self, **more: Any) -> MBFConfig:
         """The configuration of the detector before training."""
