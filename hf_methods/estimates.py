@@ -84,10 +84,11 @@ def estimate_memory(
 
 
 def count_flops(model: nn.Module, batch: Mapping[str, Any]) -> int:
-    """Floating-point operations of one forward and backward pass: two for each multiplication and addition of a matrix
-    product, a convolution or attention; element-wise operations and the optimizer are not counted.
+    """Floating-point operations of one forward and backward pass, two for each multiplication and addition.
 
-    Divided by the rate that a device reaches they give the seconds of a step.
+    Matrix products, convolutions and the fused attention kernels of GPUs are counted; element-wise operations, the fused
+    attention kernels of CPUs and the optimizer are not. Divided by the rate that a device reaches they give the seconds of
+    a step.
 
     Args:
         model: its output has a `loss`.

@@ -12,11 +12,13 @@ from zipfile import BadZipFile
 
 import torch
 from datasets import Dataset
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
+    Trainer,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
@@ -154,6 +156,17 @@ class MBFTrainingArguments(TrainingArguments):
     def svm_options(self) -> dict[str, Any]:
         """Arguments of `fit_svm`."""
         return {"c": self.svm_c, "gamma": self.svm_gamma, "num_folds": self.num_folds, "seed": self.seed}
+
+
+class ClassifierTrainer(Trainer):
+    """`Trainer` of the classifier, which also goes on from a checkpoint whose parameters have other names on disk, as ViT's.
+
+    Trainer itself would tell of missing parameters in a warning, and go on with random ones.
+    """
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        stored = type(self.model).from_pretrained(resume_from_checkpoint)
+        self.model.load_state_dict(stored.state_dict())
 
 
 def build_classifier(

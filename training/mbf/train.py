@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, default_data_collator, set_seed
+from transformers import AutoImageProcessor, AutoModelForImageClassification, default_data_collator, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_methods.args import parse_args_and_config
@@ -48,6 +48,7 @@ from hf_methods.mbf.protocol_mbf import (
 from hf_methods.mbf.recipe_mbf import summarize_runs
 from hf_methods.mbf.training_mbf import (
     ClassifierArguments,
+    ClassifierTrainer,
     DataArguments,
     MBFTrainingArguments,
     build_classifier,
@@ -73,7 +74,7 @@ def load_classifier(args: ClassifierArguments, splits, training_args: MBFTrainin
         return AutoModelForImageClassification.from_pretrained(args.classifier, **options).eval(), processor
     model, processor = build_classifier(args, splits["classifier_train"])
     data = {name: splits[name].with_transform(transform_of(processor)) for name in ("classifier_train", "validation")}
-    trainer = Trainer(
+    trainer = ClassifierTrainer(
         model=model,
         args=training_args,
         train_dataset=data["classifier_train"],
