@@ -165,8 +165,8 @@ class ClassifierTrainer(Trainer):
     """
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        stored = type(self.model).from_pretrained(resume_from_checkpoint)
-        self.model.load_state_dict(stored.state_dict())
+        classifier: Any = self.model
+        classifier.load_state_dict(type(classifier).from_pretrained(resume_from_checkpoint).state_dict())
 
 
 def build_classifier(
