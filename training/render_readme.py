@@ -194,7 +194,20 @@ def _goal(comparison: Comparison) -> str:
     return ""
 
 
+def render_estimates(presets: dict[str, dict[str, int]]) -> str:
+    """Memory of a step by kind, in 2^30 bytes, and its floating-point operations; one row a preset."""
+    kinds = ("parameters", "gradients", "optimizer_state", "averages", "activations")
+    rows = []
+    for name, row in presets.items():
+        total = sum(value for kind, value in row.items() if kind != "flops")
+        gibibytes = [f"{value / 2**30:.2f}" for value in (*(row[kind] for kind in kinds), total)]
+        rows.append([f"`{name}`", *gibibytes, f"{row['flops'] / 1e12:.2f}"])
+    header = ["GiB", *(kind.replace("_", " ") for kind in kinds), "total", "TFLOP a step"]
+    return markdown(header, rows)
+
+
 RENDERERS = {
+    "estimates": render_estimates,
     "runs": render_sets,
     "training_step": render_training_step,
     "table": render_columns,

@@ -88,7 +88,7 @@ class CrossTeachingTrainer(Trainer):
         kwargs: passed to `Trainer`.
 
     Raises:
-        ValueError: another kind of model, data that does not fit the model or the arm, or steps that do not fit.
+        ValueError: another kind of model, data that does not fit the model or the arm, steps that do not fit, FSDP or DeepSpeed.
     """
 
     model: Any
@@ -127,6 +127,10 @@ class CrossTeachingTrainer(Trainer):
             data_collator=DataCollatorForCrossTeaching(),
             **kwargs,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "detectors are evaluated one by one, as whole ones: train with DDP, not with FSDP or DeepSpeed."
+            )
         self.model_accepts_loss_kwargs = False
         self.step_was_skipped = False
         self.num_skipped_steps = 0
@@ -262,7 +266,7 @@ class CrossTeachingTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As `Trainer.save_model`, but broken off it leaves each file of the folder as it was, not half written."""
-        if _internal_call or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if _internal_call:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             folder = Path(output_dir or self.args.output_dir or ".")

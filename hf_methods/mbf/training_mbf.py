@@ -4,6 +4,7 @@
 """Settings of one run, the classifier that it guards, and the fitted scikit-learn pipeline as a file for who wants that."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from zipfile import BadZipFile
 
 import torch
 from datasets import Dataset
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
+    Trainer,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
@@ -138,6 +141,12 @@ class MBFTrainingArguments(TrainingArguments):
         self.detector_config()  # a bad value is an error before the classifier is trained
         if self.num_folds < 2 or not self.svm_c or not self.svm_gamma:
             raise ValueError("`num_folds` must be at least 2, and `svm_c` and `svm_gamma` need a candidate.")
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.world_size:
+            # Without this each process would train by itself, and nothing would tell.
+            raise ValueError(
+                f"{launched} processes were started, but Trainer sees {self.world_size}; give use_cpu=True."
+            )
 
     def detector_config(self, **more: Any) -> MBFConfig:
         """The configuration of the detector before training."""
@@ -147,6 +156,17 @@ class MBFTrainingArguments(TrainingArguments):
     def svm_options(self) -> dict[str, Any]:
         """Arguments of `fit_svm`."""
         return {"c": self.svm_c, "gamma": self.svm_gamma, "num_folds": self.num_folds, "seed": self.seed}
+
+
+class ClassifierTrainer(Trainer):
+    """`Trainer` of the classifier, which also goes on from a checkpoint whose parameters have other names on disk, as ViT's.
+
+    Trainer itself would tell of missing parameters in a warning, and go on with random ones.
+    """
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        classifier: Any = self.model
+        classifier.load_state_dict(type(classifier).from_pretrained(resume_from_checkpoint).state_dict())
 
 
 def build_classifier(

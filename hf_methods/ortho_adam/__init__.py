@@ -9,3 +9,4 @@ from hf_methods.ortho_adam.ortho_adam import (
     ortho_adam_cls_and_kwargs,
     ortho_adam_parameter_groups,
 )
+from hf_methods.ortho_adam.rotations import ortho_adam_state_bytes

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.utils import logging
 
 from hf_methods.ortho_adam.rotations import DenseRotation, Rotation, axis_seed, draw_rotation, rotation_kind
@@ -110,7 +111,8 @@ class OrthoAdam(Optimizer):
         store_rotations: bool = False,
         shard_local: bool = False,
     ):
-        self._rotations: dict[Tensor, list[Rotation | None]] = {}
+        # Weak: accelerate puts shards in the place of the parameters, which would else stay whole on each GPU.
+        self._rotations = WeakTensorKeyDictionary()  # to list[Rotation | None]
         self._stacks: dict[tuple[int, ...], list[Rotation | None]] = {}
         self._num_keys = 0
         self.cache_rotations, self.store_rotations = cache_rotations, store_rotations
@@ -122,11 +124,12 @@ class OrthoAdam(Optimizer):
         self._report_identity_axes()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_rotations", "_num_keys", "cache_rotations", "store_rotations")
-        return super().__getstate__() | {name: self.__dict__[name] for name in own}
+        own = {name: self.__dict__[name] for name in ("_num_keys", "cache_rotations", "store_rotations")}
+        return super().__getstate__() | own | {"_rotations": dict(self._rotations)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._rotations = WeakTensorKeyDictionary(self._rotations)
         self._stacks = {}  # its keys are the identities of the original's parameters
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -153,7 +156,7 @@ class OrthoAdam(Optimizer):
         group["rotation_keys"] = list(names)
         group["rotation_check"] = [_fingerprint(rotations) for rotations in drawn.values()]
         if self.cache_rotations:
-            self._rotations |= drawn
+            self._rotations.update(drawn)
 
     def _draw(self, param: Tensor, group: dict[str, Any], key: str) -> list[Rotation | None]:
         shape = _rotated_shape(param, group["rotation"])
@@ -375,7 +378,7 @@ class OrthoAdam(Optimizer):
                 raise RuntimeError(f"{key} is {tuple(param.shape)}, in the checkpoint {tuple(saved.shape)}.")
 
     def _restore_rotations(self, stored: dict[str, list] | None) -> None:
-        self._rotations, self._stacks = {}, {}
+        self._rotations, self._stacks = WeakTensorKeyDictionary(), {}
         for group in self.param_groups:
             for key, param, check in zip(
                 group["rotation_keys"], group["params"], group["rotation_check"], strict=True

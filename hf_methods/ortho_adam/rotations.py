@@ -146,3 +146,16 @@ def draw_rotation(kind: str, size: int, seed: int) -> Rotation | None:
     permutation = torch.randperm(size, generator=generator)
     signs = torch.randint(0, 2, (size,), generator=generator).float() * 2 - 1
     return HadamardRotation(permutation[None], permutation.argsort()[None], signs[None], hadamard_block(size))
+
+
+def ortho_adam_state_bytes(parameter: Tensor, rotation: str = "auto", max_dense_dim: int = 1024) -> int:
+    """Bytes that `OrthoAdam` holds for a parameter: two float32 moments, and the rotation of each axis.
+
+    Args:
+        parameter: of at most 32 bits an entry; may be on the meta device.
+        rotation: "auto", "kronecker", "hadamard" or "none", as `OrthoAdam`'s; its rotations are cached.
+        max_dense_dim: as `OrthoAdam`'s.
+    """
+    num_bytes = {"identity": lambda n: 0, "dense": lambda n: 4 * n * n, "hadamard": lambda n: (8 + 8 + 4) * n}
+    kinds = [(rotation_kind(rotation, size, max_dense_dim), size) for size in parameter.shape]
+    return 2 * 4 * parameter.numel() + sum(num_bytes[kind](size) for kind, size in kinds)

@@ -209,7 +209,7 @@ class SubspaceProjector:
         if hasattr(param, "ds_id") or hasattr(param, "placements"):
             raise ValueError(
                 "the context is sharded (FSDP or ZeRO-3), and a shard can't be projected. It is tiny: keep it whole, "
-                "with FSDP's `ignored_modules` or DDP."
+                "with DDP."
             )
         if param.numel() != basis.components.shape[1]:
             raise ValueError(

@@ -197,6 +197,17 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     )
 
 
+def test_bfloat16_trains_nearly_as_float32_with_weights_in_float32(tmp_path):
+    exact, half = (make_trainer(tmp_path / str(bf16), bf16=bf16) for bf16 in (False, True))
+    for trainer in (exact, half):
+        trainer.train()
+    parameters = [dict(trainer.model.named_parameters()) for trainer in (exact, half)]
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in (*parameters[1].values(), *half.ema.averages))
+    assert differing(*parameters) != []
+    moved = max((p - dict(make_model().named_parameters())[name]).abs().max() for name, p in parameters[0].items())
+    assert differing(*parameters, tolerance=moved.item() / 2) == []
+
+
 def test_supervised_training_needs_no_unlabeled_images(tmp_path):
     runs = []
     for number, arguments in enumerate((dict(unlabeled=None), dict(mu=0), dict(threshold=1.5, lambda_u=0.0))):

@@ -344,6 +344,19 @@ def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
         CrossTeachingTrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True)
 
 
+def test_shards_are_refused(scenes, tmp_path, monkeypatch):
+    """A launcher's configuration reaches the accelerator past the arguments."""
+    real = CrossTeachingTrainer.create_accelerator_and_postprocess
+
+    def launched(self):
+        real(self)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(CrossTeachingTrainer, "create_accelerator_and_postprocess", launched)
+    with pytest.raises(ValueError, match="train with DDP, not with FSDP"):
+        make_trainer(tmp_path, scenes)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

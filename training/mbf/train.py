@@ -6,7 +6,9 @@
 accelerate launch training/mbf/train.py --config training/mbf/mnist5k_resnet.yaml --output_dir runs/mbf
 
 `output_dir` is then a repository of the pipeline `adversarial-detection`: detector, image processor, results.json, and in
-the folder `classifier` the classifier, with its image processor again. Attacked images are kept in `cache_dir`, by the digest of what they follow from.
+the folder `classifier` the classifier, with its image processor again. Attacked images are kept in `cache_dir`, by the digest
+of what they follow from. Several processes share the training of the classifier, which goes on from its last checkpoint if it
+was stopped; the first process does the rest by itself.
 """
 
 import hashlib
@@ -17,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, default_data_collator, set_seed
+from transformers import AutoImageProcessor, AutoModelForImageClassification, default_data_collator, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import atomic_save, write_results
@@ -45,11 +48,13 @@ from hf_methods.mbf.protocol_mbf import (
 from hf_methods.mbf.recipe_mbf import summarize_runs
 from hf_methods.mbf.training_mbf import (
     ClassifierArguments,
+    ClassifierTrainer,
     DataArguments,
     MBFTrainingArguments,
     build_classifier,
     classifier_accuracy,
 )
+from hf_methods.resume import ExamplesPerStep
 
 
 SPLITS = ("detector_train", "detector_test", "other")  # that are attacked
@@ -69,10 +74,16 @@ def load_classifier(args: ClassifierArguments, splits, training_args: MBFTrainin
         return AutoModelForImageClassification.from_pretrained(args.classifier, **options).eval(), processor
     model, processor = build_classifier(args, splits["classifier_train"])
     data = {name: splits[name].with_transform(transform_of(processor)) for name in ("classifier_train", "validation")}
-    trainer = Trainer(
-        model=model, args=training_args, train_dataset=data["classifier_train"], data_collator=default_data_collator
+    trainer = ClassifierTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=data["classifier_train"],
+        data_collator=default_data_collator,
+        callbacks=[ExamplesPerStep()],
     )
-    trainer.train()
+    # Another process may not have made the folder yet.
+    folder = training_args.output_dir
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if Path(folder).is_dir() else None)
     model.eval()
     print(f"accuracy of the classifier on the validation split: {classifier_accuracy(model, data['validation']):.4f}")
     return model, processor
@@ -116,6 +127,8 @@ def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: 
     set_seed(args.seed)
     splits = load_splits(data_args, args.seed)
     model, processor = load_classifier(classifier_args, splits, args)
+    if args.process_index:
+        return
     classifier = PixelClassifier(model, *normalization_of(processor)).to(model.device).eval()
     attacked, counts = {}, {}
     for split in (split for split in SPLITS if split in splits):

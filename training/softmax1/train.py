@@ -20,6 +20,7 @@ from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import write_results
 from hf_methods.data import load_text_corpus, stream_text_corpus, text_digest
 from hf_methods.ortho_adam import RESIDUAL_ROTATIONS, ortho_adam_cls_and_kwargs, ortho_adam_parameter_groups
+from hf_methods.resume import ExamplesPerStep
 from hf_methods.softmax1.data_softmax1 import blocks_dataset, stream_blocks, token_blocks, train_tokenizer
 from hf_methods.softmax1.training_softmax1 import (
     DataArguments,
@@ -79,6 +80,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: Softmax1Tr
         data_collator=default_data_collator,
         processing_class=tokenizer,
         optimizer_cls_and_kwargs=build_optimizer(model, args),
+        callbacks=[ExamplesPerStep()],
     )
     # Another process may not have made the folder yet.
     last_checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
