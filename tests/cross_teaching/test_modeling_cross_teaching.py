@@ -184,7 +184,7 @@ def test_pseudo_boxes_go_through_the_views_and_those_that_leave_them_are_dropped
         values = torch.tensor(rows[number])
         image = {"boxes": values[:, :4], "scores": values[:, 4], "labels": values[:, 5].long()}
         nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.long)}
-        return pad_detections([image, nothing])[0]
+        return pad_detections([image, nothing])
 
     monkeypatch.setattr(model, "predict", predict)
     logs = {}
@@ -327,7 +327,7 @@ def test_rectified_labels_below_a_score_are_not_trained_on(monkeypatch):
 
     def predict(detector, pixel_values, pixel_mask, threshold):
         values = torch.tensor(rows[[teacher is detector for teacher in model.teachers].index(True)])
-        return pad_detections([{"boxes": values[:, :4], "scores": values[:, 4], "labels": values[:, 5].long()}])[0]
+        return pad_detections([{"boxes": values[:, :4], "scores": values[:, 4], "labels": values[:, 5].long()}])
 
     monkeypatch.setattr(model, "predict", predict)
     (target,) = model._pseudo_boxes(0, unlabeled[0], {}, {})
