@@ -57,7 +57,8 @@ class DetectorArguments:
     )
     unsup_weight: float | None = field(default=None, metadata={"help": "Weight of the unsupervised loss."})
     unsup_box_loss: str | None = field(
-        default=None, metadata={"help": "'peer', 'winner' or 'none' of anchors; 'none', 'full' or 'uncertainty' of boxes."}
+        default=None,
+        metadata={"help": "'peer', 'winner' or 'none' of anchors; 'none', 'full' or 'uncertainty' of boxes."},
     )
     max_box_uncertainty: float = field(default=0.02, metadata={"help": "Of labels for the box loss ('uncertainty')."})
     ramp: str | None = field(default=None, metadata={"help": "'ssd', 'linear' or 'none'."})

@@ -59,14 +59,14 @@ def box_uncertainty(
     refined = detector.detector.roi_heads.box_coder.decode(
         offsets, regions
     )  # (J n, num_labels + 1, 4), image by image
-    found = []
+    of_label = []
     rows = zip(refined.split([len(noise) * count for count in counts]), detections.labels[valid].split(counts))
     for (of_image, labels), size in zip(rows, image_sizes):
         of_image = of_image.unflatten(0, (len(noise), len(labels)))
-        of_label = of_image[:, torch.arange(len(labels), device=labels.device), labels + 1]  # (J, n, 4)
-        of_label = clip_boxes_to_image(of_label, size)
-        found.append((of_label.std(0) / _sides(of_label.mean(0))).mean(-1))
-    uncertainty[valid] = torch.cat(found)
+        of_image = of_image[:, torch.arange(len(labels), device=labels.device), labels + 1]  # (J, n of the image, 4)
+        of_label.append(clip_boxes_to_image(of_image, size))
+    moved = torch.cat(of_label, 1)  # (J, n, 4)
+    uncertainty[valid] = (moved.std(0) / _sides(moved.mean(0))).mean(-1)
     return uncertainty
 
 
