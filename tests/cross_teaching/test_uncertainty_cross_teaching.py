@@ -57,6 +57,14 @@ def images_of(count, seed=0):
     return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
+def features_of(model, images):
+    """Feature maps with contrast: those of an untrained backbone in eval mode are next to nothing."""
+    generator = torch.Generator().manual_seed(len(images))
+    with torch.no_grad():
+        maps = model.extract_features(images)
+    return {name: torch.randn(of.shape, generator=generator) for name, of in maps.items()}
+
+
 def detections_of(*rows):
     """Rows (x, y, x, y, label) of each image, without a score."""
     images = []
@@ -101,7 +109,7 @@ def test_uncertainty_is_the_deviation_of_the_refined_boxes_as_a_share_of_their_s
     )
     detections = detections_of(*rows)
     sizes = [(64, 64), (64, 64), (48, 56)]  # the last is padded
-    features = faster.extract_features(images_of(3))
+    features = features_of(faster, images_of(3))
     noise = torch.randn(10, *detections.boxes.shape, generator=torch.Generator().manual_seed(1))
     found = box_uncertainty(faster, features, sizes, detections, noise)
     region = Region(faster, features)
@@ -125,7 +133,7 @@ def test_uncertainty_is_the_deviation_of_the_refined_boxes_as_a_share_of_their_s
 
 @torch.no_grad()
 def test_without_boxes_and_without_jitter_there_is_no_deviation(faster):
-    features, sizes = faster.extract_features(images_of(2)), [(64, 64)] * 2
+    features, sizes = features_of(faster, images_of(2)), [(64, 64)] * 2
     nothing = detections_of([], [])
     assert box_uncertainty(faster, features, sizes, nothing, torch.randn(10, 2, 0, 4)).shape == (2, 0)
     some = detections_of([(10, 10, 30, 30, 1)], [])
@@ -170,10 +178,11 @@ def as_background(regions):
     return torch.cat([boxes[:, 0] / 100 + 0.1 for boxes in regions])
 
 
-def losses_of(model, images, targets, seed=3, score=as_background):
-    torch.manual_seed(seed)
+def losses_of(model, images, targets, features=None, score=as_background):
+    features = model.extract_features(images) if features is None else features
+    torch.manual_seed(3)
     batch = ImageList(images, [(SIZE, SIZE)] * len(images))
-    return uncertainty_losses(model, model.extract_features(images), batch, targets, score)
+    return uncertainty_losses(model, features, batch, targets, score)
 
 
 def test_each_loss_is_on_its_own_labels_with_weighted_background(faster):
@@ -181,9 +190,9 @@ def test_each_loss_is_on_its_own_labels_with_weighted_background(faster):
     targets = targets_of(
         [(5, 5, 30, 30, 1, 1, 0), (30, 20, 60, 50, 3, 0, 1), (2, 40, 20, 60, 2, 1, 1)], [(8, 8, 40, 40, 2, 0, 1)]
     )
-    losses = losses_of(faster, images, targets)
+    features, detector = features_of(faster, images), faster.detector
+    losses = losses_of(faster, images, targets, features)
     # what torchvision's parts sample from the same random numbers, and then a loop over the regions
-    features, detector = faster.extract_features(images), faster.detector
     chosen = {
         which: [{name: target[name][target[which]] for name in ("boxes", "labels")} for target in targets]
         for which in ("confident", "certain")
@@ -272,8 +281,8 @@ def make(**options):
 def batch_of(shared=True, num_unlabeled=2):
     label = {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]])}
     labeled = [{"pixel_values": images_of(1, seed), "labels": [label]} for seed in (1, 2)]
-    # strong views are mirrored and shifted by 6 pixels
-    to_strong = torch.tensor([[-1.0, 70, 1, 0]]).repeat(num_unlabeled, 1)
+    # strong views are mirrored, enlarged and shifted
+    to_strong = torch.tensor([[-1.25, 75, 1, 4]]).repeat(num_unlabeled, 1)
     unlabeled = [
         {"weak": images_of(num_unlabeled, seed), "strong": images_of(num_unlabeled, seed), "weak_to_strong": to_strong}
         for seed in ((3,) if shared else (3, 4))
@@ -294,6 +303,32 @@ def test_a_step_passes_each_backbone_once_and_trains_on_what_is_certain():
     assert 0 < output.logs["certain_0"] <= output.logs["pseudo_0"]  # nothing is above 10
     model.config.max_box_uncertainty = 1e-9
     assert model(*batch_of(), unsup_weight=1.0).logs["certain_0"] == 0
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+def test_padded_images_of_another_size_train_in_half_precision(device):
+    model = make().to(device)
+    labeled, _ = batch_of()
+    mask = torch.ones(2, 80, 96, dtype=torch.long)
+    mask[0, :, 64:] = 0
+    mask[1, 48:] = 0
+    views = torch.randn(2, 3, 80, 96, generator=torch.Generator().manual_seed(0)) * mask[:, None]
+    to_strong = torch.tensor([[1.0, 0, 1, 0]] * 2)
+    unlabeled = [{"weak": views, "strong": views, "weak_mask": mask, "strong_mask": mask, "weak_to_strong": to_strong}]
+
+    def move(value):
+        if isinstance(value, torch.Tensor):
+            return value.to(device)
+        return {k: move(v) for k, v in value.items()} if isinstance(value, dict) else [move(v) for v in value]
+
+    with torch.autocast(device, torch.float16 if device == "cuda" else torch.bfloat16):
+        output = model(move(labeled), move(unlabeled), unsup_weight=1.0)
+    output.loss.backward()
+    assert output.loss.dtype == torch.float32 and output.loss.isfinite() and output.logs["certain_1"] > 0
+    assert all(parameter.grad.isfinite().all() for parameter in model.students.parameters())
 
 
 @pytest.mark.parametrize("arm", ["self", "mutual", "ct"])
@@ -318,13 +353,17 @@ def test_background_is_scored_where_the_region_is_in_the_weak_view(arm, teacher)
     model, (_, unlabeled) = make(arm=arm), batch_of(num_unlabeled=3)
     cache = {}
     model._pseudo_boxes(0, unlabeled[0], {}, cache)
+    for index, view in cache.items():
+        torch.manual_seed(index)
+        cache[index] = view._replace(features={name: torch.randn_like(maps) for name, maps in view.features.items()})
     regions = [torch.tensor([[10.0, 5, 40, 30], [20, 20, 60, 60]]), torch.tensor([[0.0, 0, 25, 9]])]
     found = model._background_scores(0, unlabeled[0], [0, 2], cache)(regions)
     region = Region(model.teachers[teacher], cache[teacher].features)
     expected = []
     for image, boxes in zip((0, 2), regions):
         for x1, y1, x2, y2 in boxes.tolist():
-            logits, _ = region(image, [min(64, 70 - x2), y1, min(64, 70 - x1), y2])
+            corners = [(75 - x2) / 1.25, y1 - 4, (75 - x1) / 1.25, y2 - 4]
+            logits, _ = region(image, [min(max(x, 0), 64) for x in corners])
             expected.append(math.exp(logits[0]) / sum(map(math.exp, logits)))
     assert found.tolist() == pytest.approx(expected, rel=1e-4) and len(set(expected)) == 3
 
