@@ -119,7 +119,9 @@ def test_the_files_that_travel_are_known():
         "pipeline_subpt.py",
     }
     assert travelling_files(PACKAGE / "cross_teaching") == {
+        "anchor_step_cross_teaching.py",
         "architectures_cross_teaching.py",
+        "box_step_cross_teaching.py",
         "configuration_cross_teaching.py",
         "detections_cross_teaching.py",
         "detectors_cross_teaching.py",
@@ -131,6 +133,7 @@ def test_the_files_that_travel_are_known():
         "pipeline_cross_teaching.py",
         "pseudo_labels_cross_teaching.py",
         "rectification_cross_teaching.py",
+        "uncertainty_cross_teaching.py",
     }
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} <= METHODS
 

@@ -53,6 +53,12 @@ def map_boxes(boxes: Tensor, scale_and_shift: Tensor) -> Tensor:
     return torch.cat([torch.minimum(first, second), torch.maximum(first, second)], -1)
 
 
+def inverse_map(scale_and_shift: Tensor) -> Tensor:
+    """The map (..., 4) of `map_boxes` the other way round."""
+    scale, shift = scale_and_shift[..., [0, 2]], scale_and_shift[..., [1, 3]]
+    return torch.stack([1 / scale, -shift / scale], -1).flatten(-2)
+
+
 def is_sound_box(boxes: Tensor, scores: Tensor | None = None, image_size: tuple[int, int] | None = None) -> Tensor:
     """Which boxes have an area and finite numbers, and are not wholly outside the image.
 

@@ -14,25 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision.ops import clip_boxes_to_image
 from transformers import AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
+from .anchor_step_cross_teaching import AnchorStepMixin
+from .box_step_cross_teaching import BoxStepMixin
 from .configuration_cross_teaching import CrossTeachingConfig
-from .detections_cross_teaching import PaddedDetections, map_boxes, pad_detections, stack_detections
-from .detectors_cross_teaching import build_detector, build_processor, finish_composite
-from .image_processing_cross_teaching import DetectionImageProcessor
-from .modeling_detectors_cross_teaching import TorchvisionDetectorForObjectDetection, sum_of_parts
+from .detectors_cross_teaching import build_detector, finish_composite
+from .modeling_detectors_cross_teaching import TorchvisionDetectorForObjectDetection
 from .modeling_inference_cross_teaching import CrossTeachingForObjectDetection
-from .pseudo_labels_cross_teaching import as_detr, class_loss, count_right, padded_truth
-from .rectification_cross_teaching import (
-    BOX_RULES,
-    Rectified,
-    RectifiedAnchors,
-    label_rectification,
-    rectify_anchors,
-)
 
 
 logger = logging.get_logger(__name__)
@@ -45,15 +35,18 @@ class CrossTeachingOutput(ModelOutput):
     Args:
         loss (`torch.Tensor` of shape `()`): sum over the students.
         logs (`dict[str, torch.Tensor]`): scalars of each student i: `loss_sup_i`, `loss_unsup_i`, `pseudo_i` (pseudo labels
-            an image), `score_i` (their mean score), `changed_i` (share that rectification replaced), and where the truth
-            is given counts: `right_own_i` of `used_own_i` before, `right_i` of `used_i` after rectification.
+            an image), `score_i` (their mean score), `changed_i` (share that rectification replaced); in box mode, an image
+            each, `unsound_i` (boxes of the teachers without area or with NaN, left out before rectification), `dropped_i`
+            and `added_i` (own boxes that the rule drops, peers' that it adds), and with `unsup_box_loss="uncertainty"`
+            `certain_i` (labels of the box loss); and where the truth is given counts: `right_own_i` of `used_own_i`
+            before, `right_i` of `used_i` after rectification.
     """
 
     loss: Tensor | None = None
     logs: dict | None = None
 
 
-class CrossTeachingModel(PreTrainedModel):
+class CrossTeachingModel(AnchorStepMixin, BoxStepMixin, PreTrainedModel):
     """M students and their EMA teachers, of one kind and of different initial weights.
 
     The teachers are not trained: `update_teachers` moves them. One forward pass makes all losses of a step, so that it can
@@ -260,189 +253,6 @@ class CrossTeachingModel(PreTrainedModel):
                 logs[f"loss_unsup_{number}"] = loss_unsup.detach()
                 total.append(unsup_weight * loss_unsup)
         return CrossTeachingOutput(loss=torch.stack(total).sum(), logs=logs)
-
-    def _peers(self, number: int) -> list[int]:
-        """Detectors whose predictions student `number` learns from, besides its own."""
-        num = len(self.students)
-        if self.config.arm == "self" or num == 1:
-            return []
-        if self.config.arm == "mutual":
-            return [(number + 1) % num]
-        return [other for other in range(num) if other != number]
-
-    # On default boxes: section 1.3 of the method's description, SSD300.
-
-    def _anchor_step(self, number: int, labeled: dict, batch: dict | None, logs: dict, cache: dict) -> tuple[Any, Any]:
-        student: Any = self.students[number]
-        images = labeled["pixel_values"]
-        size = (images.shape[-2], images.shape[-1])
-        num_labeled = len(images)
-        if batch is not None:
-            images = torch.cat([images, batch["strong"]])
-        targets = student.prepare_targets(labeled["labels"], size)
-        logits, offsets, anchors = student.ssd_heads(student.extract_features(images), size)
-        losses = student.ssd_losses(logits[:num_labeled], offsets[:num_labeled], anchors, targets)
-        loss_sup = sum_of_parts(losses, ("cls", "box"))
-        if batch is None:
-            return loss_sup, None
-        logits, offsets = logits[num_labeled:], offsets[num_labeled:]
-        pseudo = self._pseudo_anchors(number, logits.detach(), offsets.detach(), anchors, batch, size, logs, cache)
-        count = pseudo.valid.sum().clamp_min(1)
-        rows = torch.arange(len(logits), device=logits.device)[:, None].expand_as(pseudo.anchor)
-        loss_cls = F.cross_entropy(logits[rows, pseudo.anchor].transpose(1, 2), pseudo.label, reduction="none")
-        loss = (loss_cls * pseudo.valid).sum() / count
-        if self.config.unsup_box_loss != "none":
-            distance = (offsets[rows, pseudo.anchor] - pseudo.offsets).square().mean(-1)
-            loss = loss + (distance * pseudo.valid).sum() / count
-        return loss_sup, loss
-
-    @torch.no_grad()
-    def _pseudo_anchors(
-        self, number: int, logits: Tensor, offsets: Tensor, anchors: Tensor, batch: dict, size, logs: dict, cache: dict
-    ) -> RectifiedAnchors:
-        def by_teacher(index: int) -> tuple[Tensor, Tensor]:
-            if index not in cache:
-                teacher: Any = self.teachers[index]
-                cache[index] = teacher.ssd_heads(teacher.extract_features(batch["strong"]), size)[:2]
-            return cache[index]
-
-        peers = [by_teacher(peer) for peer in self._peers(number)]
-        own = (logits, offsets) if self.config.own_source == "student" else by_teacher(number)
-        if self.config.arm == "mutual" and peers:  # the peer's predictions as they are
-            own = peers[0]
-        peer_logits, peer_offsets = (torch.stack(parts) for parts in zip(*(peers or [own])))
-        student: Any = self.students[number]
-        boxes = student.decode(own[1], anchors, size)
-        pseudo = rectify_anchors(
-            *own, peer_logits, peer_offsets, boxes,
-            score_threshold=self.config.score_threshold or 0.0,
-            top_k=self.config.max_pseudo_boxes or 20,
-            nms_threshold=self.config.nms_threshold,
-            box_target="winner" if self.config.unsup_box_loss == "winner" else "peer",
-        )  # fmt: skip
-        chosen = boxes.gather(1, pseudo.anchor[..., None].expand(-1, -1, 4))
-        scores = own[0].float().softmax(-1).amax(-1).gather(1, pseudo.anchor)
-        changed = (pseudo.label != pseudo.own_label) & pseudo.valid
-        self._log_pseudo(number, pseudo.valid, scores, changed, logs)
-        if "truth" in batch:
-            truth = padded_truth(batch["truth"])
-            for when, labels in (("_own", pseudo.own_label), ("", pseudo.label)):
-                logs[f"right{when}_{number}"] = count_right(chosen, labels - 1, pseudo.valid, truth)
-                logs[f"used{when}_{number}"] = pseudo.valid.sum()
-        return pseudo
-
-    # On detections: sections 1.4 and 1.5, Faster R-CNN and other detectors.
-
-    def _box_step(self, number: int, labeled: dict, batch: dict | None, logs: dict, cache: dict) -> tuple[Any, Any]:
-        student: Any = self.students[number]
-        strong: Any = None
-        targets: list[dict[str, Tensor]] = []
-        mask = None
-        if batch is not None:
-            targets = self._pseudo_boxes(number, batch, logs, cache)
-            rows = [row for row, target in enumerate(targets) if len(target["labels"])]
-            targets = [targets[row] for row in rows]
-            strong = batch["strong"][rows]
-            mask = batch["strong_mask"][rows] if "strong_mask" in batch else None
-        full = self.config.unsup_box_loss == "full"
-        if not isinstance(student, TorchvisionDetectorForObjectDetection):
-            loss_sup = student(**labeled).loss
-            if strong is None or not targets:
-                return loss_sup, 0 * loss_sup
-            labels = [as_detr(target, strong.shape[-2:]) for target in targets]
-            output = student(pixel_values=strong, labels=labels, **({} if mask is None else {"pixel_mask": mask}))
-            return loss_sup, output.loss if full else class_loss(output.loss_dict)
-        images, size = labeled["pixel_values"], labeled["pixel_values"].shape[-2:]
-        labels = student.prepare_targets(labeled["labels"], (size[0], size[1]))
-        num_labeled = len(images)
-        together = strong is not None and targets and strong.shape[-2:] == size
-        features = student.extract_features(torch.cat([images, strong]) if together else images)
-        own = {name: maps[:num_labeled] for name, maps in features.items()}
-        losses = student.losses(own, images, labels, labeled.get("pixel_mask"))
-        loss_sup = sum_of_parts(losses, ("cls", "box"))
-        if strong is None or not targets:
-            return loss_sup, 0 * loss_sup
-        if together:
-            features = {name: maps[num_labeled:] for name, maps in features.items()}
-        else:
-            features = student.extract_features(strong)
-        targets = [{"boxes": target["boxes"], "labels": target["labels"] + 1} for target in targets]
-        losses = student.losses(features, strong, targets, mask, negatives=self.config.negatives == "all")
-        return loss_sup, sum_of_parts(losses, ("cls", "box") if full else ("cls",))
-
-    @torch.no_grad()
-    def _pseudo_boxes(self, number: int, batch: dict, logs: dict, cache: dict) -> list[dict[str, Tensor]]:
-        """Pseudo labels of student `number` in the strong views: dict(boxes xyxy in pixels, labels from 0) an image."""
-
-        def by_teacher(index: int) -> PaddedDetections:
-            if index not in cache:
-                cache[index] = self.predict(
-                    self.teachers[index], batch["weak"], batch.get("weak_mask"), self.config.score_threshold or 0.0
-                )
-            return cache[index]
-
-        peers = [by_teacher(peer) for peer in self._peers(number)]
-        own = peers[0] if self.config.arm == "mutual" and peers else by_teacher(number)
-        pseudo: PaddedDetections | Rectified = own
-        changed = torch.zeros_like(own.valid)
-        if self.config.arm == "ct" and peers:
-            others = stack_detections(peers)
-            options = {**BOX_RULES[self.config.rule], **(self.config.rule_options or {})}
-            rectified = label_rectification(own, others, **options)
-            pseudo, changed = rectified, rectified.source > 0
-        self._log_pseudo(number, pseudo.valid, pseudo.scores, changed, logs)
-        size = (batch["strong"].shape[-2], batch["strong"].shape[-1])
-        boxes = clip_boxes_to_image(map_boxes(pseudo.boxes, batch["weak_to_strong"]), size)
-        valid = pseudo.valid & (boxes[..., 2:] - boxes[..., :2] > 1).all(-1)  # what left the view
-        if self.config.rectified_threshold is not None:
-            valid = valid & (pseudo.scores > self.config.rectified_threshold)
-        if "truth" in batch:
-            truth = padded_truth(batch["truth"])
-            own_boxes = clip_boxes_to_image(map_boxes(own.boxes, batch["weak_to_strong"]), size)
-            logs[f"right_own_{number}"] = count_right(own_boxes, own.labels, own.valid, truth)
-            logs[f"used_own_{number}"] = own.valid.sum()
-            logs[f"right_{number}"] = count_right(boxes, pseudo.labels, valid, truth)
-            logs[f"used_{number}"] = valid.sum()
-        return [
-            {"boxes": corners[keep], "labels": labels[keep]}
-            for corners, labels, keep in zip(boxes, pseudo.labels, valid)
-        ]
-
-    @torch.no_grad()
-    def predict(
-        self, detector: nn.Module, pixel_values: Tensor, pixel_mask: Tensor | None, threshold: float
-    ) -> PaddedDetections:
-        """Detections of a detector in eval mode, in pixels of `pixel_values`; labels from 0.
-
-        Args:
-            detector: a student or teacher; its mode comes back as it was.
-            pixel_values: (B, 3, H, W).
-            pixel_mask: (B, H, W) or None.
-            threshold: scores must be above it.
-        """
-        self._processor = self._processor or build_processor(detector.config)  # type: ignore[arg-type]
-        training = detector.training
-        detector.eval()
-        options: dict[str, Any] = {} if pixel_mask is None else {"pixel_mask": pixel_mask}
-        outputs = detector(pixel_values=pixel_values, **options)
-        detector.train(training)
-        height, width = pixel_values.shape[-2:]
-        sizes = torch.tensor([[height, width]] * len(pixel_values), device=pixel_values.device)
-        if pixel_mask is not None and isinstance(detector, TorchvisionDetectorForObjectDetection):
-            sizes = torch.stack([pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0, :].sum(1)], 1)
-        options = {}
-        if isinstance(self._processor, DetectionImageProcessor) and detector.config.is_ssd:  # type: ignore[union-attr]
-            options = {"nms_threshold": self.config.nms_threshold, "max_detections": self.config.max_pseudo_boxes}
-        detections = self._processor.post_process_object_detection(outputs, threshold, sizes, **options)
-        for image in detections:
-            image["boxes"] = clip_boxes_to_image(image["boxes"], (height, width))
-        return pad_detections(detections)[0]
-
-    def _log_pseudo(self, number: int, valid: Tensor, scores: Tensor, changed: Tensor, logs: dict) -> None:
-        count = valid.sum()
-        logs[f"pseudo_{number}"] = count / max(1, len(valid))
-        logs[f"score_{number}"] = (scores * valid).sum() / count
-        logs[f"changed_{number}"] = changed.sum() / count
 
 
 def _comparable(config: PreTrainedConfig) -> dict[str, Any]:

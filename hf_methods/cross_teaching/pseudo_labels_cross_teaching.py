@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pseudo labels: how many are right, and in the form that detectors train on."""
+"""Pseudo labels: what is logged of them, how many are right, and the form that detectors train on."""
 
 import torch
 from torch import Tensor
@@ -10,6 +10,14 @@ from .detections_cross_teaching import PaddedDetections, box_iou, pad_detections
 
 
 CLASS_LOSSES = ("loss_ce", "loss_vfl", "loss_class")  # of DETR and its kin; their weight in the sum is 1
+
+
+def log_pseudo_labels(logs: dict[str, Tensor], number: int, valid: Tensor, scores: Tensor, changed: Tensor) -> None:
+    """Add the figures of student `number` to `logs`, from the labels (B, N) of a batch."""
+    count = valid.sum()
+    logs[f"pseudo_{number}"] = count / max(1, len(valid))
+    logs[f"score_{number}"] = (scores * valid).sum() / count
+    logs[f"changed_{number}"] = changed.sum() / count
 
 
 def count_right(boxes: Tensor, labels: Tensor, valid: Tensor, truth: PaddedDetections) -> Tensor:

@@ -56,7 +56,11 @@ class DetectorArguments:
         default=None, metadata={"help": "Score of rectified labels to train on, in box mode."}
     )
     unsup_weight: float | None = field(default=None, metadata={"help": "Weight of the unsupervised loss."})
-    unsup_box_loss: str | None = field(default=None, metadata={"help": "'peer', 'winner', 'none' or 'full'."})
+    unsup_box_loss: str | None = field(
+        default=None,
+        metadata={"help": "'peer', 'winner' or 'none' of anchors; 'none', 'full' or 'uncertainty' of boxes."},
+    )
+    max_box_uncertainty: float = field(default=0.02, metadata={"help": "Of labels for the box loss ('uncertainty')."})
     ramp: str | None = field(default=None, metadata={"help": "'ssd', 'linear' or 'none'."})
     ramp_start: int = field(default=0, metadata={"help": "Step at which the ramp begins."})
     ramp_steps: int = field(default=32_000, metadata={"help": "Steps until the weight is whole."})

@@ -149,7 +149,7 @@ class SemiSupervisedDetectionDataset(torch.utils.data.Dataset):
         sample = {
             "weak": self._normalise(weak_pixels),
             "strong": self._normalise(strong_colors(strong_pixels, self.views.strong, rng)),
-            "weak_to_strong": torch.tensor(from_view_to_view(weak, strong)),
+            "weak_to_strong": torch.tensor(from_view_to_view(weak, strong), dtype=torch.float32),
         }
         if self.with_truth and row["is_labeled"]:
             sample["boxes"], sample["labels"] = labels_in_view(row["objects"], strong)

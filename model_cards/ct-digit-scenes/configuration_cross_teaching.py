@@ -172,7 +172,11 @@ class CrossTeachingConfig(PreTrainedConfig):
         max_pseudo_boxes (`int`, *optional*): defaults to 20 in anchor mode, 100 in box mode.
         unsup_weight (`float`, *optional*): weight of the unsupervised loss; defaults to 1 in anchor mode, 2 in box mode.
         unsup_box_loss (`str`, *optional*): anchor mode: "peer" (squared error to the peer's offsets, default), "winner" or
-            "none"; box mode: "none" (default) or "full" (the detector's own box loss).
+            "none"; box mode: "none" (default), "full" (the detector's own box loss) or, of Faster R-CNN, "uncertainty": the
+            box loss of the second stage on labels whose box hardly moves when it is jittered, and its class loss with
+            background regions weighted by the teacher's background score (the published rule for COCO).
+        max_box_uncertainty (`float`, *optional*, defaults to 0.02): with `unsup_box_loss="uncertainty"`, uncertainty that a
+            label must be below for the box loss: standard deviation of the refined box as a share of its sides.
         ramp (`str`, *optional*): "ssd" (exp(-5 (1 - t)^2), then down at the end), "linear" or "none"; defaults to "ssd" in
             anchor mode, else "none".
         ramp_start (`int`, *optional*, defaults to 0): step at which the ramp begins; the published one begins with the
@@ -210,6 +214,7 @@ class CrossTeachingConfig(PreTrainedConfig):
     max_pseudo_boxes: int | None = None
     unsup_weight: float | None = None
     unsup_box_loss: str | None = None
+    max_box_uncertainty: float = 0.02
     ramp: str | None = None
     ramp_start: int = 0
     ramp_steps: int = 32_000
@@ -256,6 +261,14 @@ class CrossTeachingConfig(PreTrainedConfig):
         self.id2label = self.detector.id2label
         self.label2id = self.detector.label2id
 
+    def peers(self, number: int) -> list[int]:
+        """Detectors whose predictions student `number` learns from, besides its own."""
+        if self.arm == "self" or self.num_detectors == 1:
+            return []
+        if self.arm == "mutual":
+            return [(number + 1) % self.num_detectors]
+        return [other for other in range(self.num_detectors) if other != number]
+
     def validate_cross_teaching(self):
         """Refuse unknown values, values out of range and contradictions."""
         if self.num_detectors < 1:
@@ -268,8 +281,16 @@ class CrossTeachingConfig(PreTrainedConfig):
         _validate_choice("ramp", self.ramp, ("ssd", "linear", "none"))
         _validate_choice("negatives", self.negatives, ("all", "none"))
         _validate_choice("own_source", self.own_source, ("student", "ema"))
-        allowed = ("peer", "winner", "none") if self.mode == "anchor" else ("none", "full")
+        allowed = ("peer", "winner", "none") if self.mode == "anchor" else ("none", "full", "uncertainty")
         _validate_choice("unsup_box_loss", self.unsup_box_loss, allowed)
+        if self.unsup_box_loss == "uncertainty" and getattr(self.detector, "is_ssd", True):
+            kind = getattr(self.detector, "architecture", self.detector.model_type)
+            raise ValueError(
+                "`unsup_box_loss='uncertainty'` refines boxes by the second stage of Faster R-CNN, which a detector "
+                f"{kind!r} does not have; use 'none' or 'full', or an architecture 'fasterrcnn_...'."
+            )
+        if self.max_box_uncertainty <= 0:
+            raise ValueError(f"`max_box_uncertainty` must be above 0, got {self.max_box_uncertainty}.")
         for name in ("score_threshold", "nms_threshold", "ema_decay"):
             _validate_range(name, getattr(self, name), 0, 1)
         if self.rectified_threshold is not None:

@@ -51,16 +51,13 @@ class DetectionOutput(ModelOutput):
 
 
 @contextmanager
-def _mode(modules: Sequence[nn.Module], training: bool) -> Iterator[None]:
-    """`training` of these modules alone, not of their children: torchvision's heads have no other switch."""
-    before = [module.training for module in modules]
-    for module in modules:
-        module.training = training
+def _mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """`training` of this module alone, not of its children: torchvision's RPN has no other switch."""
+    before, module.training = module.training, training
     try:
         yield
     finally:
-        for module, was in zip(modules, before):
-            module.training = was
+        module.training = before
 
 
 class TorchvisionDetectorForObjectDetection(PreTrainedModel):
@@ -184,31 +181,53 @@ class TorchvisionDetectorForObjectDetection(PreTrainedModel):
             images: batch and the size of each image.
             targets: one dict(boxes (n, 4) xyxy in pixels, labels (n,) from 1) an image.
         """
-        rpn, heads = self.detector.rpn, self.detector.roi_heads
-        with _mode([rpn, heads], True):
-            proposals, losses = rpn(images, features, targets)
-            proposals, _, labels, regression_targets = heads.select_training_samples(proposals, targets)
-            pooled = heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes))
-            class_logits, box_regression = heads.box_predictor(pooled)
-            cls_loss, box_loss = fastrcnn_loss(
-                class_logits.float(), box_regression.float(), labels, regression_targets
-            )
-        if self.config.roi_cls_loss == "focal":
-            cross_entropy = F.cross_entropy(class_logits.float(), torch.cat(labels), reduction="none")
-            # Unbiased Teacher: the sum over the sampled regions, divided by their number
-            cls_loss = ((1 - (-cross_entropy).exp()) ** self.config.focal_gamma * cross_entropy).mean()
+        proposals, losses = self.rpn_losses(features, images, targets)
+        regions, _, labels, regression_targets = self.detector.roi_heads.select_training_samples(proposals, targets)
+        class_logits, box_regression = self.classify_regions(features, images.image_sizes, regions)
+        _, box_loss = fastrcnn_loss(class_logits, box_regression, labels, regression_targets)
+        cls_loss = self.region_losses(class_logits, torch.cat(labels)).mean()
         return {**losses, "loss_classifier": cls_loss, "loss_box_reg": box_loss}
+
+    def rpn_losses(
+        self, features: dict[str, Tensor], images: ImageList, targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Proposals for training, (n, 4) xyxy in pixels an image, and the two losses of the first stage."""
+        with _mode(self.detector.rpn, True):
+            return self.detector.rpn(images, features, targets)
+
+    def classify_regions(
+        self, features: dict[str, Tensor], image_sizes: list[tuple[int, int]], regions: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The second stage of Faster R-CNN.
+
+        Args:
+            features: of `extract_features`.
+            image_sizes: height and width of each image, without its padding.
+            regions: (n, 4) xyxy in pixels an image; R in all.
+
+        Returns:
+            Logits (R, num_labels + 1) with the background first, and encoded offsets (R, 4 (num_labels + 1)), both float32.
+        """
+        heads = self.detector.roi_heads
+        pooled = heads.box_head(heads.box_roi_pool(features, regions, image_sizes))
+        class_logits, box_regression = heads.box_predictor(pooled)
+        return class_logits.float(), box_regression.float()
+
+    def region_losses(self, class_logits: Tensor, labels: Tensor) -> Tensor:
+        """Classification loss (R,) of each region with its label from 1, 0 for the background."""
+        cross_entropy = F.cross_entropy(class_logits, labels, reduction="none")
+        if self.config.roi_cls_loss == "focal":  # Unbiased Teacher, whose mean is over the sampled regions too
+            return (1 - (-cross_entropy).exp()) ** self.config.focal_gamma * cross_entropy
+        return cross_entropy
 
     def faster_rcnn_detections(self, features: dict[str, Tensor], images: ImageList) -> list[dict[str, Tensor]]:
         """Detections after NMS: one dict(boxes xyxy in pixels, scores, labels from 1) an image."""
-        rpn, heads = self.detector.rpn, self.detector.roi_heads
-        with _mode([rpn, heads], False):
-            proposals, _ = rpn(images, features)
-            pooled = heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes))
-            class_logits, box_regression = heads.box_predictor(pooled)
-            rows = heads.postprocess_detections(
-                class_logits.float(), box_regression.float(), proposals, images.image_sizes
-            )
+        with _mode(self.detector.rpn, False):
+            proposals, _ = self.detector.rpn(images, features)
+        class_logits, box_regression = self.classify_regions(features, images.image_sizes, proposals)
+        rows = self.detector.roi_heads.postprocess_detections(
+            class_logits, box_regression, proposals, images.image_sizes
+        )
         return [dict(boxes=boxes, scores=scores, labels=labels) for boxes, scores, labels in zip(*rows)]
 
     def losses(
@@ -219,7 +238,7 @@ class TorchvisionDetectorForObjectDetection(PreTrainedModel):
         if self.config.is_ssd:
             heads = self.ssd_heads(features, _size(pixel_values))
             return self.ssd_losses(*heads, targets, negatives)
-        return self.faster_rcnn_losses(features, _image_list(pixel_values, pixel_mask), targets)
+        return self.faster_rcnn_losses(features, image_list(pixel_values, pixel_mask), targets)
 
     def prepare_targets(self, labels: list[dict[str, Tensor]], image_size: tuple[int, int]) -> list[dict[str, Tensor]]:
         """From DETR's labels to torchvision's targets.
@@ -261,6 +280,7 @@ class TorchvisionDetectorForObjectDetection(PreTrainedModel):
         labels: list[dict[str, Tensor]] | None = None,
         loss_parts: Sequence[str] = ("cls", "box"),
         return_dict: bool | None = None,
+        features: dict[str, Tensor] | None = None,
     ) -> DetectionOutput | tuple:
         """Detect, and with `labels` compute the loss, in train and in eval mode.
 
@@ -270,6 +290,7 @@ class TorchvisionDetectorForObjectDetection(PreTrainedModel):
             labels: as DETR's: see `prepare_targets`.
             loss_parts: of `loss`: "cls", "box".
             return_dict: False for a tuple.
+            features: of `extract_features`, where they are there already.
 
         Returns:
             `DetectionOutput`; Faster R-CNN in train mode with labels has no predictions, for speed.
@@ -279,7 +300,7 @@ class TorchvisionDetectorForObjectDetection(PreTrainedModel):
         """
         size = _size(pixel_values)
         targets = self.prepare_targets(labels, size) if labels is not None else None
-        features = self.extract_features(pixel_values)
+        features = self.extract_features(pixel_values) if features is None else features
         output = DetectionOutput()
         loss_dict = None
         if self.config.is_ssd:
@@ -290,7 +311,7 @@ class TorchvisionDetectorForObjectDetection(PreTrainedModel):
             boxes = self.decode(offsets, anchors, size)
             output.pred_boxes = box_convert(boxes / boxes.new_tensor(size[::-1] * 2), "xyxy", "cxcywh")
         else:
-            images = _image_list(pixel_values, pixel_mask)
+            images = image_list(pixel_values, pixel_mask)
             if targets is not None:
                 loss_dict = self.faster_rcnn_losses(features, images, targets)
             if targets is None or not self.training:
@@ -335,7 +356,8 @@ def _size(pixel_values: Tensor) -> tuple[int, int]:
     return height, width
 
 
-def _image_list(pixel_values: Tensor, pixel_mask: Tensor | None) -> ImageList:
+def image_list(pixel_values: Tensor, pixel_mask: Tensor | None) -> ImageList:
+    """A batch with the size of each image without its padding, as torchvision's heads take it."""
     if pixel_mask is None:
         return ImageList(pixel_values, [_size(pixel_values)] * len(pixel_values))
     heights, widths = pixel_mask[:, :, 0].sum(1).tolist(), pixel_mask[:, 0, :].sum(1).tolist()

@@ -3,6 +3,8 @@
 
 """The losses of a step against the formulas of the paper's code, teachers, and every kind of detector."""
 
+import math
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -184,7 +186,7 @@ def test_pseudo_boxes_go_through_the_views_and_those_that_leave_them_are_dropped
         values = torch.tensor(rows[number])
         image = {"boxes": values[:, :4], "scores": values[:, 4], "labels": values[:, 5].long()}
         nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.long)}
-        return pad_detections([image, nothing])[0]
+        return pad_detections([image, nothing])
 
     monkeypatch.setattr(model, "predict", predict)
     logs = {}
@@ -193,6 +195,43 @@ def test_pseudo_boxes_go_through_the_views_and_those_that_leave_them_are_dropped
     assert targets[0]["boxes"].tolist() == [[44, 10, 64, 32]] and targets[0]["labels"].tolist() == [2]
     assert len(targets[1]["labels"]) == 0
     assert logs["changed_0"] == 0.5 and logs["pseudo_0"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "dropped", "added"), [("ct_v1", 1, 0), ("crossrectify_voc", 1, 2), ("crossrectify_coco", 0, 0)]
+)
+def test_what_is_left_out_dropped_and_added_is_in_the_log(rule, dropped, added, monkeypatch):
+    model = make(mode="box", rule=rule)
+    _, unlabeled = make_batch(num_unlabeled=2)
+    rows = {  # a common object, an own one, two of the peer, and four that are no boxes
+        0: [(10, 10, 30, 30, 0.8, 0), (40, 40, 60, 60, 0.9, 1), (5, 5, 5, 9, 0.9, 1)],
+        1: [(10, 10, 30, 32, 0.9, 2), (0, 40, 9, 60, 0.5, 2), (40, 0, 60, 9, 0.5, 2), (9, 5, 5, 9, 0.9, 1),
+            (5, 5, math.nan, 9, 0.9, 1), (5, 5, 9, 9, math.inf, 1)],
+    }  # fmt: skip
+
+    def predict(detector, pixel_values, pixel_mask, threshold):
+        values = torch.tensor(rows[[teacher is detector for teacher in model.teachers].index(True)])
+        images = [{"boxes": of[:, :4], "scores": of[:, 4], "labels": of[:, 5].long()} for of in (values, values[:0])]
+        return pad_detections(images)
+
+    monkeypatch.setattr(model, "predict", predict)
+    logs = {}
+    model._pseudo_boxes(0, unlabeled[0], logs, {})
+    assert [logs[f"{name}_0"] for name in ("unsound", "dropped", "added")] == [4 / 2, dropped / 2, added / 2]
+    assert logs["pseudo_0"] == (2 - dropped + added) / 2
+
+
+@pytest.mark.parametrize("mode", ["anchor", "box"])
+def test_a_single_detector_teaches_itself_in_every_arm(mode):
+    labeled, unlabeled = make_batch(1)
+    losses = []
+    for arm in ("self", "ct", "mutual"):
+        model = frozen_norms(sharpen(make(arm=arm, mode=mode, num_detectors=1, score_threshold=0.5), 200))
+        model.copy_to_teachers()
+        output = model(labeled, unlabeled, unsup_weight=1.0)
+        assert output.logs["pseudo_0"] > 0
+        losses.append(output.loss)
+    assert losses[0] == losses[1] == losses[2]
 
 
 def test_precision_counts_right_labels_at_half_overlap_and_empty_background():
@@ -288,6 +327,11 @@ def test_detectors_of_a_burn_in_become_students(tmp_path):
     other = TorchvisionDetectorForObjectDetection(TorchvisionDetectorConfig(architecture="ssd_tiny", num_labels=4))
     with pytest.raises(ValueError, match="detectors 0 and 1 must have one configuration, but differ in id2label"):
         CrossTeachingModel.from_detectors([detectors[0], other])
+    large = dict(architecture="ssd_tiny", num_labels=3, image_size=96)
+    with pytest.raises(ValueError, match="differ in image_size: 64 and 96"):
+        CrossTeachingModel.from_detectors(
+            [detectors[0], TorchvisionDetectorForObjectDetection(TorchvisionDetectorConfig(**large))]
+        )
     with pytest.raises(ValueError, match="at least one detector"):
         CrossTeachingModel.from_detectors([])
 
@@ -300,7 +344,7 @@ def test_detectors_of_a_burn_in_become_students(tmp_path):
         (dict(arm="all"), "`arm` must be one of sup, self, mutual, ct, got 'all'"),
         (dict(rule="ssd_anchor"), "`rule` must be one of ct_v1"),
         (dict(mode="anchor", unsup_box_loss="full"), "`unsup_box_loss` must be one of peer, winner, none"),
-        (dict(mode="box", unsup_box_loss="peer"), "`unsup_box_loss` must be one of none, full"),
+        (dict(mode="box", unsup_box_loss="peer"), "`unsup_box_loss` must be one of none, full, uncertainty"),
         (dict(ema_interval=0), "`ema_interval` must be at least 1, got 0"),
         (dict(mode="box", rectified_threshold=2.0), "`rectified_threshold` must be between 0 and 1"),
         (dict(rectified_threshold=0.9), "`rectified_threshold` is for mode='box'"),
@@ -327,7 +371,7 @@ def test_rectified_labels_below_a_score_are_not_trained_on(monkeypatch):
 
     def predict(detector, pixel_values, pixel_mask, threshold):
         values = torch.tensor(rows[[teacher is detector for teacher in model.teachers].index(True)])
-        return pad_detections([{"boxes": values[:, :4], "scores": values[:, 4], "labels": values[:, 5].long()}])[0]
+        return pad_detections([{"boxes": values[:, :4], "scores": values[:, 4], "labels": values[:, 5].long()}])
 
     monkeypatch.setattr(model, "predict", predict)
     (target,) = model._pseudo_boxes(0, unlabeled[0], {}, {})

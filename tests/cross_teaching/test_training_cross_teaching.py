@@ -3,6 +3,7 @@
 
 """Burn-in, ramp and teachers step by step, exact resume, evaluation, and the recipe in two processes."""
 
+import copy
 import json
 import math
 import os
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file
-from transformers import DetrConfig, ResNetConfig, TrainerCallback
+from transformers import AutoModelForObjectDetection, DetrConfig, ResNetConfig, TrainerCallback
 
 from hf_methods import CrossTeachingConfig, CrossTeachingModel, CrossTeachingTrainer, CrossTeachingTrainingArguments
 from hf_methods.cross_teaching import checks_cross_teaching, training_cross_teaching
@@ -178,6 +180,40 @@ def test_a_step_without_finite_gradients_changes_nothing_and_is_named(scenes, tm
     assert all(value.isfinite().all() for value in trainer.model.parameters())
 
 
+def test_pseudo_labels_that_are_few_or_run_away_are_warned_of(scenes, tmp_path, monkeypatch):
+    trainer, warned = make_trainer(tmp_path, scenes), []
+    monkeypatch.setattr(training_cross_teaching.logger, "warning_once", warned.append)
+
+    def log(pseudo, objects):
+        for number, (of_pseudo, of_objects) in enumerate(zip(pseudo, objects)):
+            trainer._sums[f"objects_{number}"] = [torch.tensor(value) for value in of_objects]
+            if of_pseudo is not None:
+                trainer._sums[f"pseudo_{number}"] = [torch.tensor(value) for value in of_pseudo]
+        warned.clear()
+        trainer.log({"loss": 1.0})
+        return list(warned)
+
+    # the mean of the steps counts, and of scenes with few objects three labels are still usual
+    assert log([[0.0, 12.0], [3.0, 3.0]], [[1.0, 3.0], [0.0, 0.2]]) == []
+    (message,) = log([[4.0, 9.0], [3.0]], [[1.0, 3.0], [2.0]])
+    assert message.startswith("6.5 pseudo labels an image (pseudo_0), but 2.0 objects in a labelled one")
+    assert "`strong_on_labeled=True`" in message
+    (message,) = log([[3.1], [2.0]], [[0.0], [2.0]])
+    assert message.startswith("3.1 pseudo labels an image (pseudo_0), but 0.0 objects")
+    (message,) = log([[1.0], [0.0, 0.08]], [[2.0], [2.0]])
+    assert message.startswith("fewer than 0.05 pseudo labels an image (pseudo_1)")
+    assert log([None, None], [[2.0], [2.0]]) == []  # in burn-in
+
+
+def test_a_labelled_images_objects_are_counted_for_the_warning(scenes, tmp_path):
+    trainer = make_trainer(tmp_path, scenes)
+    batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
+    counts = trainer._count_objects(batch["labeled"])
+    for number in (0, 1):
+        boxes = [len(trainer.train_dataset[i]["labeled"][number]["boxes"]) for i in (0, 1)]
+        assert counts[f"objects_{number}"] == sum(boxes) / 2 > 0
+
+
 def test_evaluation_counts_every_image_once_and_names_every_detector(scenes, tmp_path):
     trainer = make_trainer(tmp_path, scenes)
     metrics = trainer.evaluate()
@@ -283,6 +319,47 @@ def test_saving_that_is_broken_off_leaves_the_old_model(scenes, tmp_path, monkey
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     trainer.save_model()
     assert CrossTeachingModel.from_pretrained(tmp_path).config.num_detectors == 2
+
+
+def test_the_hub_gets_all_detectors_and_nothing_of_the_optimizer(scenes, tmp_path, hub):
+    trainer = make_trainer(
+        tmp_path / "run", scenes, max_steps=3, save_strategy="steps", save_steps=3, hub_model_id="tester/ct-run"
+    )
+    trainer.train()
+    assert (tmp_path / "run" / "checkpoint-3" / "optimizer.pt").is_file()
+    trainer.push_to_hub()
+    files = HfApi().list_repo_files("tester/ct-run")
+    assert {"config.json", "model.safetensors", "modeling_cross_teaching.py", "box_step_cross_teaching.py"} <= {*files}
+    assert not [file for file in files if "checkpoint" in file or file.endswith((".pt", ".pth"))]
+    again = CrossTeachingModel.from_pretrained("tester/ct-run", cache_dir=tmp_path / "cache")
+    state = trainer.model.state_dict()
+    assert state.keys() == again.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+    again.export_detector(1).push_to_hub("tester/ct-one")
+    one = AutoModelForObjectDetection.from_pretrained("tester/ct-one", cache_dir=tmp_path / "cache")
+    of_teacher = trainer.model.teachers[1].state_dict()
+    assert all(torch.equal(value, of_teacher[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.slow
+def test_the_jitter_is_the_same_when_a_run_goes_on_and_with_workers(scenes, tmp_path):
+    detector = dict(DETECTOR, architecture="fasterrcnn_mobilenet_v3_large_320_fpn", image_size=64, score_threshold=0.0)
+    config = CrossTeachingConfig(
+        detector={**detector, "max_detections": 4, "pre_nms_topk": 20}, score_threshold=0.1, max_box_uncertainty=0.05,
+        unsup_box_loss="uncertainty", rule="crossrectify_coco", shared_unlabeled_batch=True,
+    )  # fmt: skip
+
+    def train(checkpoint=None, **options):
+        trainer = make_trainer(tmp_path, scenes, CrossTeachingModel(copy.deepcopy(config)), max_steps=3, **options)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        figures = [logs for logs in trainer.state.log_history if "loss_unsup_0" in logs]
+        return trainer.model.state_dict(), [(logs["loss_unsup_0"], logs["certain_0"]) for logs in figures]
+
+    state, figures = train(save_strategy="steps", save_steps=2)
+    assert len(figures) == 3 and any(0 < certain < 4 for _, certain in figures)
+    for options in (dict(checkpoint=str(tmp_path / "checkpoint-2")), dict(dataloader_num_workers=2)):
+        again, others = train(**options)
+        assert others[-1] == figures[-1] and all(torch.equal(value, state[name]) for name, value in again.items())
 
 
 def test_a_checkpoint_without_its_last_file_is_passed_over(tmp_path):
