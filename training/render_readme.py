@@ -206,7 +206,17 @@ def render_estimates(presets: dict[str, dict[str, int]]) -> str:
     return markdown(header, rows)
 
 
+def render_differences(differences: dict[str, list]) -> str:
+    """Differences of an arm to the others in points, over the seeds."""
+    rows = [
+        [name, f"{value[0]:+.1f}" + ("" if value[1] is None else f" ± {value[1]:.1f}")]
+        for name, value in differences.items()
+    ]
+    return markdown(["mAP at IoU 0.5, points", "mean over the sets"], rows)
+
+
 RENDERERS = {
+    "difference_mean_and_sd": render_differences,
     "estimates": render_estimates,
     "runs": render_sets,
     "training_step": render_training_step,

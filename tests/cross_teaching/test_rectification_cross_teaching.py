@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_methods import rectify, weighted_boxes_fusion
+from hf_methods.cross_teaching import detections_cross_teaching
 from hf_methods.cross_teaching.detections_cross_teaching import (
     PaddedDetections,
     box_iou,
@@ -247,6 +248,25 @@ def test_batched_nms_is_torchvisions(images, threshold):
         num = len(rows)
         expected = torchvision.ops.nms(padded.boxes[number, :num], scores[number, :num], threshold)
         assert keep[number].nonzero().flatten().tolist() == sorted(expected.tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("shape", [(100,), (3, 100), (2, 3, 100)])
+def test_many_boxes_go_image_by_image_and_give_the_same(shape, dtype, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randint(
+        0, 40, (*shape, 2), generator=generator
+    )  # whole numbers: IoUs at the threshold, and equal scores
+    boxes = torch.cat([low, low + torch.randint(1, 12, (*shape, 2), generator=generator)], -1).to(dtype)
+    scores = torch.randint(0, 5, shape, generator=generator).to(dtype)
+    valid = torch.rand(shape, generator=generator) < 0.9
+    valid.view(-1, shape[-1])[-1] = len(shape) == 1  # an image without boxes
+    for threshold in (0.0, 0.25, 0.3, 0.5):
+        many = greedy_nms(boxes, scores, valid, threshold)
+        with monkeypatch.context() as patch:
+            patch.setattr(detections_cross_teaching, "TABLE_ROWS", 1000)
+            assert torch.equal(greedy_nms(boxes, scores, valid, threshold), many)
+        assert many.any() and not (many & ~valid).any()
 
 
 @pytest.mark.parametrize(
