@@ -7,7 +7,7 @@ demo: .venv/installed
 	$(BIN)/hf-methods demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

@@ -114,7 +114,7 @@ def render_adaptive(attacks: dict[str, dict[str, list]]) -> str:
     """Attackers who know the detector: in % of their images, and of those that fool the classifier."""
     header = ["", "fool the classifier, %", "of these detected, %", "fool both, %"]
     rows = [
-        [ADAPTIVE[kind], *(_mean_and_sd(rates[name], 100, 1) for name in ("fooled", "detected", "evaded"))]
+        [ADAPTIVE[kind], *(_mean_and_sd(rates.get(name), 100, 1) for name in ("fooled", "detected", "evaded"))]
         for kind, rates in attacks.items()
     ]
     return markdown(header, rows)

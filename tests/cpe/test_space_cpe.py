@@ -412,7 +412,7 @@ def visit_as(opened, classifier, path):
     assert page.locator(FIGURE).count() == 8
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("size", [DESKTOP, pytest.param(PHONE, marks=pytest.mark.slow)], ids=["desktop", "phone"])
 def test_a_visitor_uploads_clicks_and_moves_the_slider(space, browser, classifier, tmp_path, size):
     with visit(browser, space.url, size) as opened:
         visit_as(opened, classifier, EXAMPLES[3])
@@ -462,6 +462,7 @@ def test_errors_are_told_as_messages(space, browser, tmp_path):
     assert opened.errors == [] and opened.outside == []
 
 
+@pytest.mark.slow
 def test_the_trained_model_can_be_visited(browser, tmp_path):
     loaded = CPEForImageClassification.from_pretrained(TRAINED)
     classifier = CPEImageClassificationPipeline(

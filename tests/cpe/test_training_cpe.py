@@ -421,6 +421,7 @@ TWO_PROCESSES = [sys.executable, "-m", "accelerate.commands.launch", "--main_pro
 TWO_PROCESSES += ["--config_file", "training/accelerate/cpu_2.yaml"]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_weights_of_one(tmp_path):
     main(tmp_path / "one", 8)
     # This file as a script; the other process could not import a function of a test.

@@ -287,7 +287,7 @@ def visit_as(opened, detect, path):
     assert page.locator(FIGURE).count() == 5
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("size", [DESKTOP, pytest.param(PHONE, marks=pytest.mark.slow)], ids=["desktop", "phone"])
 def test_a_visitor_uploads_detects_and_chooses_a_rule(space, browser, detect, tmp_path, size):
     with visit(browser, space.url, size) as opened:
         visit_as(opened, detect, EXAMPLES[3])

@@ -160,6 +160,7 @@ detect.save_pretrained(f"{folder}/again")
 """
 
 
+@pytest.mark.slow
 def test_a_saved_pipeline_works_with_and_without_the_package(detect, tmp_path):
     folder = tmp_path / "detector"
     detect.save_pretrained(folder)

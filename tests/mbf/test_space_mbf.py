@@ -447,7 +447,7 @@ def visit_as(opened, path, detect, app, change):
         assert figure.evaluate("image => image.complete && image.naturalWidth > 0")
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("size", [DESKTOP, pytest.param(PHONE, marks=pytest.mark.slow)], ids=["desktop", "phone"])
 def test_a_visitor_uploads_attacks_and_reads_the_verdict(space, browser, detect, app, tmp_path, size):
     with visit(browser, space.url, size) as opened:
         visit_as(opened, EXAMPLES[3], detect, app, "FGSM")
@@ -495,6 +495,7 @@ def test_errors_are_told_as_messages(space, browser, tmp_path):
     assert opened.errors == [] and opened.outside == []
 
 
+@pytest.mark.slow
 def test_the_trained_model_can_be_visited(browser, trained, app, tmp_path):
     with running_space(FOLDER, tmp_path, {"MODEL_IDS": str(TRAINED)}, without=("hf_methods",)) as running:
         with visit(browser, running.url) as opened:

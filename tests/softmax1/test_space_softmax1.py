@@ -170,6 +170,7 @@ def test_a_llama_can_be_shown(app, tmp_path):
     assert len(app.compare([model], TEXT, 4)) == 4
 
 
+@pytest.mark.slow
 def test_any_text_can_be_drawn(app, shown):
     for text in ("$x_{ $$ $$ \\frac{", "<script>${alert(1)}</script>{{#if}}`", "你好 😀 \x00\t\r\u202e", "a b"):
         *figures, _, _ = app.compare(shown, text, 1)
@@ -238,6 +239,7 @@ def test_nobody_skips_the_queue(space):
     assert status(urllib.request.Request(request, body, {"Content-Type": "application/json"})) == 404
 
 
+@pytest.mark.slow
 def test_without_models_the_app_says_what_to_do():
     env = {**os.environ, "MODEL_IDS": ""}
     done = subprocess.run(

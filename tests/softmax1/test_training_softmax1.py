@@ -77,6 +77,7 @@ TWO_PROCESSES = [sys.executable, "-m", "accelerate.commands.launch", "--main_pro
 TWO_PROCESSES += ["--config_file", "training/accelerate/cpu_2.yaml"]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_weights_of_one(corpus, tmp_path):
     steps = ("--max_steps", "3", "--learning_rate", "1e-2", "--use_cpu", "true")
     one = run(tmp_path / "one", corpus, *steps, "--per_device_train_batch_size", "4")

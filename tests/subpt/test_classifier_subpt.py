@@ -97,6 +97,7 @@ torch.save(model(images).logits, sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_carries_its_code(tmp_path):
     folder = tmp_path / "checkpoint"
     classifier = make_model().build_classifier()

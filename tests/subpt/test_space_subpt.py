@@ -347,7 +347,7 @@ def visit_as(opened, classifier, paths, names):
     assert page.locator(FIGURE).count() == 5
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("size", [DESKTOP, pytest.param(PHONE, marks=pytest.mark.slow)], ids=["desktop", "phone"])
 def test_a_visitor_brings_images_and_names(space, browser, classifier, tmp_path, size):
     with visit(browser, space.url, size) as opened:
         visit_as(opened, classifier, EXAMPLES[2:4], "cat, sea lion, ox")
