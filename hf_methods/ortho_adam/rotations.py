@@ -48,15 +48,29 @@ def hadamard_block(size: int) -> int:
 
 
 def hadamard_transform(x: Tensor, block: int) -> Tensor:
-    """Multiply each run of `block` entries of the last dimension by `hadamard_matrix(block)`.
+    """Multiply each run of `block` entries of the last dimension by `hadamard_matrix(block)`."""
+    return _transform_middle(x.reshape(-1, x.shape[-1], 1), block).view(x.shape)
+
+
+def _transform_middle(x: Tensor, block: int, overwrite: bool = False) -> Tensor:
+    """`hadamard_transform` of the middle dimension of x (before, n, after), without a transposed copy.
 
     H_ab is the Kronecker product of H_a and H_b: two small matrix products instead of one with block^2 entries.
+    `overwrite`: the result takes the place of x, which is contiguous; fresh memory costs a CPU as much as the products.
     """
     left = 1 << (block.bit_length() // 2)
     right = block // left
-    blocks = x.shape[-1] // block
-    factors = [hadamard_matrix(n).to(x.device, x.dtype) for n in (left, right)]
-    return (factors[0] @ x.reshape(*x.shape[:-1], blocks, left, right) @ factors[1]).view(x.shape)
+    first, second = (hadamard_matrix(n).to(x.device, x.dtype) for n in (left, right))
+    before, n, after = x.shape
+    half = first @ x.reshape(before * n // block, left, right * after)
+    if after == 1:
+        half = half.view(-1, right)
+        result = torch.mm(half, second, out=x.view(-1, right)) if overwrite else half @ second
+    else:
+        half = half.view(-1, right, after)
+        second = second.expand(len(half), right, right)
+        result = torch.bmm(second, half, out=x.view(half.shape)) if overwrite else torch.bmm(second, half)
+    return result.view(before, n, after)
 
 
 @dataclass
@@ -112,16 +126,28 @@ class HadamardRotation:
 
     def apply(self, x: Tensor, axis: int, transpose: bool = False) -> Tensor:
         """Rotate `axis` of x (k, ...), or rotate it back."""
-        x = x.movedim(axis, -1)
-        view = (x.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
-        signs = self.signs.to(x.dtype).view(view)
+        k, n = self.signs.shape
+        rows = x.reshape(k, math.prod(x.shape[1:axis]), n, math.prod(x.shape[axis + 1 :]))
+        signs = self.signs.to(x.dtype).view(k, 1, n, 1)
         if transpose:
-            x = hadamard_transform(x, self.block) * signs
-            x = x.take_along_dim(self.inverse.view(view), -1)
+            rows = _transform_middle(rows.flatten(0, 1), self.block).view(rows.shape).mul_(signs)
+            rows = _select_middle(rows, self.inverse)
         else:
-            x = x.take_along_dim(self.permutation.view(view), -1) * signs
-            x = hadamard_transform(x, self.block)
-        return x.movedim(-1, axis)
+            rows = _select_middle(rows, self.permutation).mul_(signs)
+            rows = _transform_middle(rows.flatten(0, 1), self.block, overwrite=True)
+        return rows.view(x.shape)
+
+
+def _select_middle(x: Tensor, index: Tensor) -> Tensor:
+    """x (k, before, n, after) with the n entries of each of the k in the order of index (k, n).
+
+    Whole rows are copied, where a gather would read an index for each entry.
+    """
+    k, before, n, after = x.shape
+    if before == 1:
+        flat = index + n * torch.arange(k, device=index.device)[:, None]
+        return x.reshape(k * n, after).index_select(0, flat.flatten()).view(x.shape)
+    return torch.stack([one.index_select(1, order) for one, order in zip(x, index)])
 
 
 Rotation = DenseRotation | HadamardRotation
