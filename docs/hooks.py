@@ -29,7 +29,8 @@ def load_renderer():
 
 def on_files(files, config):
     """MkDocs' event: add the plots."""
-    for path in sorted(ROOT.glob("training/*/results/*.png")):
+    plots = [*ROOT.glob("training/*/results/*.png"), *ROOT.glob("tests/benchmarks/results/*.png")]
+    for path in sorted(plots):
         files.append(File.generated(config, f"images/{path.parts[-3]}_{path.name}", abs_src_path=str(path)))
     return files
 

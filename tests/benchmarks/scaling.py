@@ -97,7 +97,7 @@ CURVES = {
     "softmax attention (torch): sequence length": Curve(softmax_step, LENGTHS, 2, 1),
     "softmax-1 attention: sequence length": Curve(softmax1_step, LENGTHS, 2, 1),
     "AdamW (torch): width": Curve(partial(optimizer_step, torch.optim.AdamW, foreach=True), WIDTHS, 2, 2),
-    "OrthoAdam, Hadamard: width": Curve(partial(optimizer_step, OrthoAdam, rotation="hadamard"), WIDTHS, 2, 2, "d² log d"),
+    "OrthoAdam, Hadamard: width": Curve(partial(optimizer_step, OrthoAdam, rotation="hadamard"), WIDTHS, 2.5, 2, "d² √d"),
     "OrthoAdam, dense: width": Curve(partial(optimizer_step, OrthoAdam, rotation="kronecker"), WIDTHS, 3, 2),
     "CPE: labelled images": Curve(expert_step, (2, 4, 8, 16, 32), 1, 1),
     "CPE: experts": Curve(partial(expert_step, 8), (1, 2, 4, 8, 16), 0, 0, "the backbone is shared"),

@@ -6,13 +6,12 @@
 python tests/benchmarks/softmax1.py
 """
 
-import multiprocessing
-import resource
 import time
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from memory import peak_bytes
 from output import output_path
 from timing import time_together
 
@@ -49,30 +48,26 @@ def benchmark_time(shape: tuple[int, ...]) -> dict[str, dict]:
     return time_together({name: partial(step, attention, inputs) for name, attention in attentions().items()}, 15)
 
 
-def peak_memory(name: str) -> float:
-    """What a step of the long shape adds to the peak memory of a process of its own, MB."""
-    torch.set_num_threads(1)
-    small = [torch.randn(1, 2, 64, 64, requires_grad=True) for _ in range(3)]
-    step(attentions()[name], small)  # the libraries' own memory
+def benchmark_memory() -> dict[str, float]:
+    """MB that a step of the long shape holds at one time, besides its inputs and a kernel's own workspace."""
     inputs = [torch.randn(LONG, requires_grad=True) for _ in range(3)]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step(attentions()[name], inputs)
-    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1)
+    return {
+        name: round(peak_bytes(partial(step, attention, inputs)) / 2**20, 2)
+        for name, attention in attentions().items()
+    }
 
 
 def main() -> None:
     out = output_path(__file__)
     start = time.time()
     torch.manual_seed(0)
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        memory = {name: pool.apply(peak_memory, (name,)) for name in attentions()}
     times = {}
     for threads in (1, torch.get_num_threads()):
         torch.set_num_threads(threads)
         times |= {f"{shape}, {threads} threads": benchmark_time(shape) for shape in SHAPES}
     write_results(
         out, seeds=[0], data={}, wall_seconds=time.time() - start,
-        time_forward_backward_causal=times, peak_memory_mb={str(LONG): memory},
+        time_forward_backward_causal=times, peak_memory_mb={str(LONG): benchmark_memory()},
     )  # fmt: skip
     print(out.read_text())
 
