@@ -181,7 +181,7 @@ def ratios_in(value, path=()):
     for key, entry in value.items():
         if isinstance(entry, dict):
             peer = next((other for other in value.values() if isinstance(other, dict) and "ratio" in other), None)
-            if "median_ms" in entry and entry is not peer and entry["ratio"] != 1:
+            if "ratio" in entry and entry is not peer and entry["ratio"] != 1:
                 yield (*path, key)
             yield from ratios_in(entry, (*path, key))
 

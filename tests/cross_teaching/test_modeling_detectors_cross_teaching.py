@@ -346,6 +346,7 @@ several.export_detector(1).save_pretrained(f"{folder}/exported")
 """
 
 
+@pytest.mark.slow
 def test_one_and_several_detectors_and_the_stock_pipeline_work_without_the_package(tmp_path, tiny):
     tiny.save_pretrained(tmp_path)
     several = CrossTeachingModel.from_detectors([tiny, make(1, **TINY)])

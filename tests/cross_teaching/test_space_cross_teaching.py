@@ -335,6 +335,7 @@ def test_errors_are_told_as_messages(space, browser, tmp_path):
     assert opened.errors == [] and opened.outside == []
 
 
+@pytest.mark.slow
 def test_the_trained_model_can_be_visited(browser, tmp_path):
     detect = pipeline(TASK, model=str(TRAINED), trust_remote_code=True)
     with running_space(FOLDER, tmp_path, {"MODEL_IDS": str(TRAINED)}, without=("hf_methods",)) as running:

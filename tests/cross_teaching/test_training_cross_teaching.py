@@ -521,6 +521,7 @@ def two_processes(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_in_two_processes_and_evaluates_each_image_once(two_processes):
     run = two_processes / "run"
     results = json.loads((run / "results.json").read_text())

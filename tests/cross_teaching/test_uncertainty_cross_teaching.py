@@ -138,7 +138,7 @@ def test_without_boxes_and_without_jitter_there_is_no_deviation(faster):
     assert box_uncertainty(faster, features, sizes, nothing, torch.randn(10, 2, 0, 4)).shape == (2, 0)
     some = detections_of([(10, 10, 30, 30, 1)], [])
     still = box_uncertainty(faster, features, sizes, some, torch.zeros(10, 2, 1, 4))
-    assert still[0, 0] == 0 and still[1, 0].isinf()
+    assert still[0, 0] < 1e-6 and still[1, 0].isinf()  # equal regions, in whichever order a product sums
 
 
 def random_detections(generator, objects, count):
@@ -331,7 +331,7 @@ def test_padded_images_of_another_size_train_in_half_precision(device):
     assert all(parameter.grad.isfinite().all() for parameter in model.students.parameters())
 
 
-@pytest.mark.parametrize("arm", ["self", "mutual", "ct"])
+@pytest.mark.parametrize("arm", [*(pytest.param(arm, marks=pytest.mark.slow) for arm in ("self", "mutual")), "ct"])
 def test_equal_random_numbers_give_equal_losses_in_every_arm(arm):
     model, batch = make(arm=arm).eval(), batch_of(shared=False)
     losses, uncertainties = [], []

@@ -213,6 +213,7 @@ def test_modes_and_hooks_come_back_also_after_an_error():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.slow
 def test_no_response_is_kept():
     sizes = []
 

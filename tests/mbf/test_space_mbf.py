@@ -244,6 +244,7 @@ def test_fgsm_is_one_step_along_the_sign_of_the_gradient(app, trained):
     assert (after - expected).abs().max() <= 1.5 / 255 and (after == expected).float().mean() > 0.99
 
 
+@pytest.mark.slow
 def test_attacks_fool_the_classifier_and_the_one_that_knows_the_detector_evades_it(app, trained):
     detector, fooled, evaded = trained.model, {}, 0
     for number in range(len(EXAMPLES)):
