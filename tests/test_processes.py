@@ -14,6 +14,7 @@ import json
 import os
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,10 +27,13 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_methods import CrossTeachingConfig, CrossTeachingModel, CrossTeachingTrainer, CrossTeachingTrainingArguments
 from hf_methods.args import parse_args_and_config
+from hf_methods.cpe.training_cpe import CPETrainingArguments
 from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
 from hf_methods.cross_teaching.training_cross_teaching import default_views
 from hf_methods.mbf.training_mbf import ClassifierArguments, MBFTrainingArguments
+from hf_methods.processes import check_processes
 from hf_methods.softmax1.training_softmax1 import DataArguments, ModelArguments, Softmax1TrainingArguments
+from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments
 
 
 ROOT = Path(__file__).parents[1]
@@ -189,3 +193,25 @@ def test_bfloat16_trains_nearly_as_float32_with_weights_in_float32(name, tmp_pat
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in half.values())
     assert differing(exact, half, tolerance=1e-7) != []
     assert differing(exact, half, tolerance=3 * STEPS * 1e-2) == []  # three times what an Adam step can move
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        Softmax1TrainingArguments, CPETrainingArguments, SubPTTrainingArguments, CrossTeachingTrainingArguments,
+        MBFTrainingArguments,
+    ],
+)  # fmt: skip
+def test_every_method_asks_whether_the_processes_know_of_each_other(arguments, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(f"{arguments.__module__}.check_processes", asked.append)
+    args = arguments(output_dir=str(tmp_path), use_cpu=True)
+    assert len(asked) == 1 and asked[0] is args
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch):
+    check_processes(SimpleNamespace(world_size=1))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_processes(SimpleNamespace(world_size=2))
+    with pytest.raises(ValueError, match="2 processes were started, but Trainer sees 1; give use_cpu=True"):
+        check_processes(SimpleNamespace(world_size=1))

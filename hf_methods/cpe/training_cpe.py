@@ -3,7 +3,6 @@
 
 """Training of CPE with `Trainer`. FixMatch, FixMatch with logit adjustment and supervised training are other settings of it."""
 
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from hf_methods.cpe.ema_cpe import ParameterEMA
 from hf_methods.cpe.losses_cpe import REDUCTIONS
 from hf_methods.cpe.modeling_cpe import CPEForImageClassification
 from hf_methods.cpe.normalization_cpe import ClasswiseBatchNorm
+from hf_methods.processes import check_processes
 from hf_methods.resume import ExamplesPerStep
 
 
@@ -120,12 +120,7 @@ class CPETrainingArguments(TrainingArguments):
         for name in ("ema_decay", "max_cutout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if launched != self.world_size:
-            # Without this each process would train by itself, and nothing would tell.
-            raise ValueError(
-                f"{launched} processes were started, but Trainer sees {self.world_size}; give use_cpu=True."
-            )
+        check_processes(self)
 
 
 class EMACallback(TrainerCallback):

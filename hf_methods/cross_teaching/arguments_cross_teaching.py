@@ -4,12 +4,12 @@
 """Settings of a run, and the weight of the unsupervised losses over its steps."""
 
 import math
-import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
 from hf_methods.cross_teaching.configuration_cross_teaching import CrossTeachingConfig
+from hf_methods.processes import check_processes
 
 
 @dataclass
@@ -47,11 +47,7 @@ class CrossTeachingTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"{self.n_gpu} GPUs in one process (DataParallel) can't share these batches: use `accelerate launch`."
             )
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if launched != self.world_size:
-            raise ValueError(
-                f"{launched} processes were started, but Trainer sees {self.world_size}; give use_cpu=True."
-            )
+        check_processes(self)
 
 
 def ramp_weight(step: int, config: CrossTeachingConfig, max_steps: int) -> float:

@@ -4,7 +4,6 @@
 """Settings of one run, the classifier that it guards, and the fitted scikit-learn pipeline as a file for who wants that."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from transformers import (
 from hf_methods.mbf.attacks_mbf import check_attack
 from hf_methods.mbf.configuration_mbf import MBFConfig
 from hf_methods.mbf.modeling_mbf import MBFDetector
+from hf_methods.processes import check_processes
 
 
 ESTIMATOR_TYPES = {
@@ -141,12 +141,7 @@ class MBFTrainingArguments(TrainingArguments):
         self.detector_config()  # a bad value is an error before the classifier is trained
         if self.num_folds < 2 or not self.svm_c or not self.svm_gamma:
             raise ValueError("`num_folds` must be at least 2, and `svm_c` and `svm_gamma` need a candidate.")
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if launched != self.world_size:
-            # Without this each process would train by itself, and nothing would tell.
-            raise ValueError(
-                f"{launched} processes were started, but Trainer sees {self.world_size}; give use_cpu=True."
-            )
+        check_processes(self)
 
     def detector_config(self, **more: Any) -> MBFConfig:
         """The configuration of the detector before training."""

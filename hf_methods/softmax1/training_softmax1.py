@@ -3,12 +3,12 @@
 
 """Settings of one training run, the model that they describe, and the figures of what was trained."""
 
-import os
 from dataclasses import dataclass, field
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from hf_methods.processes import check_processes
 from hf_methods.softmax1.configuration_softmax1 import Softmax1GPT2Config, Softmax1LlamaConfig
 from hf_methods.softmax1.inspection_softmax1 import inspect_model
 from hf_methods.softmax1.modeling_softmax1 import Softmax1GPT2LMHeadModel, Softmax1LlamaForCausalLM
@@ -39,12 +39,7 @@ class Softmax1TrainingArguments(TrainingArguments):
             raise ValueError(f"`optimizer` must be 'orthoadam' or 'adamw', got {self.optimizer!r}.")
         if self.rotated_axes not in ("all", "residual"):
             raise ValueError(f"`rotated_axes` must be 'all' or 'residual', got {self.rotated_axes!r}.")
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if launched != self.world_size:
-            # Without this each process would train by itself, and nothing would tell.
-            raise ValueError(
-                f"{launched} processes were started, but Trainer sees {self.world_size}; give use_cpu=True."
-            )
+        check_processes(self)
 
 
 @dataclass

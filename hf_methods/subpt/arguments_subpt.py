@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from hf_methods.processes import check_processes
 from hf_methods.subpt.losses_subpt import NFL_LOSSES
 from hf_methods.subpt.subspace_subpt import PROJECTION_MODES
 
@@ -108,6 +109,7 @@ class SubPTTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_processes(self)
         for name, allowed in (
             ("subspace_source", ("snapshots", "late", "random")),
             ("projection", PROJECTION_MODES),

@@ -340,6 +340,6 @@ def test_the_trained_model_can_be_visited(browser, tmp_path):
     detect = pipeline(TASK, model=str(TRAINED), trust_remote_code=True)
     with running_space(FOLDER, tmp_path, {"MODEL_IDS": str(TRAINED)}, without=("hf_methods",)) as running:
         with visit(browser, running.url) as opened:
-            visit_as(opened, detect, EXAMPLES[1])
+            visit_as(opened, detect, EXAMPLES[4])  # where A and B disagree
             screenshot(opened.page, "cross_teaching_space.png", tmp_path)
         assert opened.errors == [] and opened.outside == [] and running.outside == []
