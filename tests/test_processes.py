@@ -12,6 +12,7 @@ processes takes the same steps.
 import importlib.util
 import json
 import os
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,7 +205,7 @@ def test_bfloat16_trains_nearly_as_float32_with_weights_in_float32(name, tmp_pat
 )  # fmt: skip
 def test_every_method_asks_whether_the_processes_know_of_each_other(arguments, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(f"{arguments.__module__}.check_processes", asked.append)
+    monkeypatch.setattr(sys.modules[arguments.__module__], "check_processes", asked.append)
     args = arguments(output_dir=str(tmp_path), use_cpu=True)
     assert len(asked) == 1 and asked[0] is args
 
