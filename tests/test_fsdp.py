@@ -10,9 +10,6 @@ is what data parallelism computes. Running statistics are left out of the compar
 Everything is in float64, so that nothing but a wrong gradient, rotation or update could move a weight by 1e-9.
 """
 
-import os
-import warnings
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -23,6 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+from two_processes import WORLD, run_in_two
 
 from hf_methods import (
     CPEConfig,
@@ -38,7 +36,7 @@ from hf_methods import (
 from hf_methods.subpt.recipe_subpt import TINY, ModelArguments, build_model
 
 
-WORLD, STEPS, BATCH = 2, 3, 4
+STEPS, BATCH = 3, 4
 TOLERANCE = {"atol": 1e-9, "rtol": 0}
 GPT2 = dict(vocab_size=50, bos_token_id=0, eos_token_id=0, n_embd=16, n_layer=2, n_head=2, n_positions=12)
 DROPOUT = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
@@ -190,30 +188,15 @@ def prepared_by_accelerate(rank):
     return {"losses": losses / WORLD, "weights": whole(model), "kept": [cls.__name__ for cls in kept]}
 
 
-def worker(rank, port, folder):
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    os.environ.update(
-        GLOO_SOCKET_IFNAME="lo", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD), LOCAL_WORLD_SIZE=str(WORLD),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
+def worker(rank, folder):
     results = {name: sharded(name, rank) for name in MODELS}
-    results["accelerate"] = prepared_by_accelerate(rank)
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # without the destructors: now and then gloo's threads abort the process at its end
+    return {**results, "accelerate": prepared_by_accelerate(rank)}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """The results of both processes: one pair for all tests."""
-    folder = tmp_path_factory.mktemp("fsdp")
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # takes a free port
-    torch.multiprocessing.spawn(worker, args=(store.port, str(folder)), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return run_in_two(worker, tmp_path_factory.mktemp("fsdp"))
 
 
 def check(found, expected, start):

@@ -11,9 +11,7 @@ processes takes the same steps.
 
 import importlib.util
 import json
-import os
 import sys
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +23,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
+from two_processes import WORLD, run_in_two
 
 from hf_methods import CrossTeachingConfig, CrossTeachingModel, CrossTeachingTrainer, CrossTeachingTrainingArguments
 from hf_methods.args import parse_args_and_config
@@ -38,7 +37,7 @@ from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments
 
 
 ROOT = Path(__file__).parents[1]
-WORLD, STEPS, SAVED = 2, 4, 2
+STEPS, SAVED = 4, 2
 COMMON = {
     "max_steps": STEPS, "use_cpu": True, "report_to": "none", "disable_tqdm": True, "dataloader_drop_last": True,
     "save_strategy": "steps", "save_steps": SAVED, "logging_steps": 1,
@@ -117,21 +116,11 @@ def write_corpus(folder):
     return str(folder)
 
 
-def worker(rank, port, folder):
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    os.environ.update(
-        GLOO_SOCKET_IFNAME="lo", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
+def worker(rank, folder):
     for name, (recipe, _) in RECIPES.items():
         weights = recipe(f"{folder}/two-{name}", f"{folder}/corpus", *IN_TWO[name])
         torch.save(weights, f"{folder}/{name}-{rank}.pt")
         dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # without the destructors: now and then gloo's threads abort the process at its end
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +128,7 @@ def folder(tmp_path_factory):
     """The folder with the runs in two processes: one pair for all tests."""
     folder = tmp_path_factory.mktemp("processes")
     write_corpus(folder / "corpus")
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # takes a free port
-    torch.multiprocessing.spawn(worker, args=(store.port, str(folder)), nprocs=WORLD)
+    run_in_two(worker, folder)
     return folder
 
 

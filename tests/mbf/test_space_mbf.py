@@ -460,6 +460,7 @@ def test_a_visitor_uploads_attacks_and_reads_the_verdict(space, browser, detect,
     assert opened.errors == [] and opened.outside == []
 
 
+@pytest.mark.slow
 def test_the_keyboard_is_enough_and_every_input_has_a_name(space, browser, detect):
     focused = "() => document.activeElement.tagName + ' ' + (document.activeElement.innerText || '').trim()"
     with visit(browser, space.url) as opened:

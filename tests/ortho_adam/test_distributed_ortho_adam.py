@@ -3,22 +3,21 @@
 
 """OrthoAdam in two gloo processes: DDP, FSDP2 and FSDP2 without communication."""
 
-import os
-
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
+from two_processes import WORLD, run_in_two
 
 from hf_methods.ortho_adam import OrthoAdam
 
 
-WORLD, STEPS = 2, 3
+pytestmark = pytest.mark.slow
+STEPS = 3
 X = torch.randn(8, 12, generator=torch.Generator().manual_seed(1))
 SETTINGS = {"lr": 3e-3, "weight_decay": 0.1}
 RUNS = {
@@ -46,11 +45,7 @@ def weights(net):
     return {n: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for n, p in net.named_parameters()}
 
 
-def worker(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
+def worker(rank, folder):
     results = {}
     for name, options in RUNS.items():
         net = model()
@@ -68,17 +63,13 @@ def worker(rank, port, folder):
             "local_rows": first.to_local().shape[0] if isinstance(first, DTensor) else first.shape[0],
             "moments": [s["exp_avg"].full_tensor() for s in opt.state.values()] if name != "ddp" else [],
         }
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """The results of both ranks: one pair of processes for all tests."""
-    folder = tmp_path_factory.mktemp("distributed")
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # takes a free port
-    torch.multiprocessing.spawn(worker, args=(store.port, str(folder)), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return run_in_two(worker, tmp_path_factory.mktemp("distributed"))
 
 
 def single(**options):

@@ -303,6 +303,7 @@ def test_a_visitor_types_clicks_and_reads(space, browser, tmp_path):
     assert opened.errors == [] and opened.outside == []
 
 
+@pytest.mark.slow
 def test_the_keyboard_is_enough(space, browser):
     focused = "() => document.activeElement.tagName + ' ' + (document.activeElement.innerText || '').trim()"
     with visit(browser, space.url) as opened:
@@ -354,6 +355,7 @@ def test_errors_and_cuts_are_told_as_messages(space, browser):
     assert opened.errors == [] and opened.outside == []
 
 
+@pytest.mark.slow
 def test_a_phone_needs_no_sideways_scrolling(space, browser, tmp_path):
     width = "() => document.documentElement.scrollWidth"
     with visit(browser, space.url, PHONE) as opened:

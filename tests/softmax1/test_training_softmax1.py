@@ -140,6 +140,7 @@ def test_an_unknown_attention_or_norm_raises(option):
         build_model(ModelArguments(**{option: "none"}), tokenizer, 32)
 
 
+@pytest.mark.slow
 def test_random_weights_depend_on_the_seed(corpus, tmp_path):
     first, again, other = (run(tmp_path / str(i), corpus, "--seed", str(seed)) for i, seed in enumerate((1, 1, 2)))
     assert differing(first, again) == [] and differing(first, other)

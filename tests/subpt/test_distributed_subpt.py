@@ -4,23 +4,21 @@
 """Two gloo processes: the projection under DistributedDataParallel, and a whole `fit`, against one process."""
 
 import contextlib
-import os
-import warnings
 
 import pytest
 import torch
-import torch.distributed as dist
 from test_adapter_subpt import make_model
 from tiny_subpt import NAMES, OTHERS, embeddings
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
+from two_processes import WORLD, run_in_two
 
 from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments
 from hf_methods.subpt.subspace_subpt import SubspaceProjector, project, random_basis
 from hf_methods.subpt.training_subpt import SubPTTrainer
 
 
-WORLD, STEPS, ACCUMULATE = 2, 3, 2
+STEPS, ACCUMULATE = 3, 2
 FEATURES = embeddings(16)
 LABELS = torch.arange(16) % len(NAMES)
 
@@ -62,30 +60,15 @@ def fit(folder, per_device):
     }
 
 
-def worker(rank, port, folder):
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    os.environ.update(
-        GLOO_SOCKET_IFNAME="lo", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
+def worker(rank, folder):
     results = {"loop": plain_loop(DistributedDataParallel(make_model()), rank, WORLD, ACCUMULATE)}
-    results["fit"] = fit(f"{folder}/{rank}", 8)
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # without the destructors: now and then gloo's threads abort the process at its end
+    return {**results, "fit": fit(f"{folder}/{rank}", 8)}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """The results of both processes: one pair for all tests."""
-    folder = tmp_path_factory.mktemp("distributed")
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # takes a free port
-    torch.multiprocessing.spawn(worker, args=(store.port, str(folder)), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return run_in_two(worker, tmp_path_factory.mktemp("distributed"))
 
 
 def test_a_loop_with_accumulation_and_clipping_is_that_of_one_process(results):

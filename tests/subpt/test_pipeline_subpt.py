@@ -218,6 +218,7 @@ print(json.dumps([
 """
 
 
+@pytest.mark.slow
 def test_elsewhere_the_published_pipeline_gives_the_same_numbers(hub, tmp_path):
     make_checkpoint(tmp_path / "checkpoint")
     save_repository(str(tmp_path / "checkpoint"), tmp_path / "repository")
