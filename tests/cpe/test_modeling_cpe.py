@@ -480,6 +480,7 @@ def test_evaluation_exports_and_returns_tuples():
     torch.testing.assert_close(exported.module()(images(3)).logits, model(images(3)).logits)
 
 
+@pytest.mark.slow
 def test_evaluation_and_training_steps_compile_to_one_graph():
     labeled, labels, weak, strong = step_inputs()
     model = make()

@@ -118,6 +118,7 @@ def run(folder, output_dir):
     return load_file(output_dir / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_its_folder_loads(folder, tmp_path):
     whole = run(folder, tmp_path / "whole")
     (tmp_path / "stopped").mkdir()

@@ -478,7 +478,9 @@ def tiny_d_fine():
     return DFineConfig(backbone_config=backbone, encoder_activation_function="silu", **sizes)
 
 
-@pytest.mark.parametrize("make_config", [tiny_detr, tiny_rt_detr, pytest.param(tiny_d_fine, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "make_config", [tiny_detr, *(pytest.param(make, marks=pytest.mark.slow) for make in (tiny_rt_detr, tiny_d_fine))]
+)
 def test_transformer_detectors_train_in_box_mode(make_config, tmp_path):
     pytest.importorskip("scipy", reason="transformers' matcher needs scipy")
     model = make(detector=make_config(), score_threshold=0.0, max_pseudo_boxes=5)

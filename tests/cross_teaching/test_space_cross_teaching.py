@@ -244,6 +244,7 @@ def test_without_models_the_app_says_what_to_do(monkeypatch):
         runpy.run_path(str(FOLDER / "app.py"), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_the_model_may_stand_in_the_header_of_the_readme(tmp_path, monkeypatch, model):
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     metadata_save(tmp_path / "README.md", {**metadata_load(FOLDER / "README.md"), "models": [model, "no/such"]})
@@ -326,6 +327,7 @@ def test_the_keyboard_is_enough_and_every_input_has_a_name(space, browser, detec
     assert opened.errors == [] and opened.outside == []
 
 
+@pytest.mark.slow
 def test_errors_are_told_as_messages(space, browser, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image at all")

@@ -309,6 +309,7 @@ def test_a_step_passes_each_backbone_once_and_trains_on_what_is_certain():
     "device",
     ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
 )
+@pytest.mark.slow
 def test_padded_images_of_another_size_train_in_half_precision(device):
     model = make().to(device)
     labeled, _ = batch_of()

@@ -150,6 +150,7 @@ def test_every_detector_measures_every_row(sets, attacked):
     assert 0.1 < sets["mbf_logits"]["test"].mean() < 0.5  # ten numbers: about 1 / sqrt(10) whatever their shape
 
 
+@pytest.mark.slow
 def test_known_attacks_on_digits_are_told_from_noise(sets, attacked):
     train, test = (row_columns(dataset) for dataset in attacked[:2])
     chosen = {name: sets[name] for name in ("mbf", "moments", "mahalanobis")}

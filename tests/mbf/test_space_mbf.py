@@ -482,6 +482,7 @@ def test_the_keyboard_is_enough_and_every_input_has_a_name(space, browser, detec
     assert opened.errors == [] and opened.outside == []
 
 
+@pytest.mark.slow
 def test_errors_are_told_as_messages(space, browser, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image at all")

@@ -39,6 +39,7 @@ def recipe():
     return load_script("train")
 
 
+@pytest.mark.slow
 def test_the_recipe_leaves_a_repository_with_its_figures(recipe, tmp_path, monkeypatch):
     def run(name, *more):
         argv = ["--config", str(TRAINING / "smoke.yaml"), "--use_cpu", "true", "--cache_dir", str(tmp_path / "cache")]

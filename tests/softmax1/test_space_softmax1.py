@@ -252,6 +252,7 @@ def test_without_models_the_app_says_what_to_do():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_models_may_stand_in_the_header_of_the_readme(tmp_path, monkeypatch):
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     metadata_save(tmp_path / "README.md", {**metadata_load(FOLDER / "README.md"), "models": MODELS})
@@ -339,6 +340,7 @@ def test_every_input_has_a_label(space, browser):
         assert len(names) >= 3 and all(name.strip() for name in names), names
 
 
+@pytest.mark.slow
 def test_errors_and_cuts_are_told_as_messages(space, browser):
     with visit(browser, space.url) as opened:
         page = opened.page
