@@ -6,8 +6,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/hf-methods demo
 
+# A thread a worker: two workers with two threads each wait for one another, and take twice as long.
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

@@ -183,6 +183,20 @@ class CrossTeachingModel(AnchorStepMixin, BoxStepMixin, PreTrainedModel):
         self.teachers.eval()
         return self
 
+    def compile_networks(self, **options: Any) -> None:
+        """Compile the detectors' networks in place.
+
+        Targets, pseudo labels and losses stay as they are: their shapes follow the number of objects, so that they would
+        break the graph and be compiled anew in many steps.
+
+        Args:
+            options: of `torch.compile`, such as `mode`.
+        """
+        for detector in [*self.students, *self.teachers]:
+            is_torchvision = isinstance(detector, TorchvisionDetectorForObjectDetection)
+            for network in detector.networks() if is_torchvision else [detector.base_model]:
+                network.compile(**options)
+
     @torch.no_grad()
     def copy_to_teachers(self) -> None:
         """Teachers become copies of their students."""

@@ -105,6 +105,10 @@ class TorchvisionDetectorForObjectDetection(PreTrainedModel):
         if isinstance(module, SSDFeatureExtractorVGG):
             init.constant_(module.scale_weight, 20.0)
 
+    def networks(self) -> list[nn.Module]:
+        """Backbone and the head on its feature maps: what does the same to each batch, whatever is found in it."""
+        return [self.detector.backbone, self.detector.head if self.config.is_ssd else self.detector.rpn.head]
+
     def extract_features(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """Feature maps of images (batch, 3, height, width).
 

@@ -3,6 +3,7 @@
 
 """The trainer of detectors that teach each other, and their evaluation."""
 
+import copy
 import math
 import os
 import secrets
@@ -80,7 +81,7 @@ class CrossTeachingTrainer(Trainer):
 
     Args:
         model: a `CrossTeachingModel`.
-        args: `CrossTeachingTrainingArguments`.
+        args: `CrossTeachingTrainingArguments`; `torch_compile` compiles the detectors' networks.
         labeled_dataset: a detection data set (`hf_methods.cross_teaching.data_cross_teaching`).
         unlabeled_dataset: the like; its objects are not used. None for `arm="sup"`.
         eval_dataset: a labelled detection data set.
@@ -104,6 +105,10 @@ class CrossTeachingTrainer(Trainer):
         **kwargs: Any,
     ):
         check_run(model, args, labeled_dataset, unlabeled_dataset, eval_dataset)
+        if args.torch_compile:
+            model.compile_networks(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+            args = copy.copy(args)
+            args.torch_compile_backend = "no"  # `Trainer` would compile the model as a whole
         config = model.config
         self.views = views or default_views(model)
         self.samples_per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps

@@ -59,7 +59,7 @@ def mbf(x: Tensor, num_coefficients: int, dim: int | tuple[int, ...] | None = No
     if len(set(dims)) != len(dims):
         raise ValueError(f"`dim` names a dimension twice: {dim}.")
     kept = [d for d in range(x.ndim) if d not in dims]
-    rows = x.permute(*kept, *dims).reshape(*(math.prod(x.shape[d] for d in group) for group in (kept, dims)))
+    rows = x.permute(*kept, *dims).reshape(*(math.prod([x.shape[d] for d in group]) for group in (kept, dims)))
     sums = coefficient_sums(rows, num_coefficients)
     return sums.magnitudes(debias).reshape(*(x.shape[d] for d in kept), num_coefficients)
 

@@ -63,9 +63,13 @@ class Anchors(nn.Module):
             ids = ids.expand(-1, new_ids.shape[1]).clone()
             ids[of_class < 0] = new_ids
         self.input_ids: Tensor
+        self.new_input_ids: (
+            Tensor  # of names that are no classes: picked here, as compiled code can't tell their number
+        )
         self.of_class: Tensor
         self.targets: Tensor
         self.register_buffer("input_ids", ids, persistent=False)
+        self.register_buffer("new_input_ids", ids[of_class < 0], persistent=False)
         self.register_buffer("of_class", of_class, persistent=False)
         self.register_buffer("targets", targets.detach().to(ids.device, torch.float32), persistent=False)
 
@@ -82,14 +86,15 @@ class Anchors(nn.Module):
         Returns:
             (classes, dim), (anchors, dim) and (anchors, dim).
         """
-        ids, of_class, targets = self.input_ids, self.of_class, self.targets
-        if self.per_step is not None and self.per_step < len(ids):
-            chosen = torch.randperm(len(ids))[: self.per_step].to(ids.device)
-            ids, of_class, targets = ids[chosen], of_class[chosen], targets[chosen]
-        is_new = of_class.lt(0)
-        num_classes, length = len(class_input_ids), max(class_input_ids.shape[1], ids.shape[1])
+        new_ids, of_class, targets = self.new_input_ids, self.of_class, self.targets
+        if self.per_step is not None and self.per_step < len(of_class):
+            chosen = torch.randperm(len(of_class))[: self.per_step].to(of_class.device)
+            of_class, targets = of_class[chosen], targets[chosen]
+            new_ids = self.input_ids[chosen][of_class < 0]
+        num_classes, length = len(class_input_ids), max(class_input_ids.shape[1], new_ids.shape[1])
         # A row may be filled up with anything behind its end of text: its last token is there already.
-        rows = [F.pad(part, (0, length - part.shape[1])) for part in (class_input_ids, ids[is_new])]
+        rows = [F.pad(part, (0, length - part.shape[1])) for part in (class_input_ids, new_ids)]
         features = encode_prompts(torch.cat(rows), chunk_size)
+        is_new = of_class.lt(0)
         where = torch.where(is_new, num_classes - 1 + is_new.cumsum(0), of_class)
         return features[:num_classes], features[where], targets

@@ -113,6 +113,9 @@ class Softmax1GPT2LMHeadModel(Softmax1Mixin, GPT2LMHeadModel):
 
     def __init__(self, config: Softmax1GPT2Config):
         super().__init__(config)
+        self.loss_type = (
+            "ForCausalLM"  # transformers finds none for the name GPT2LMHeadModel, warns and takes this one
+        )
         transformer: nn.Module = self.transformer
         if config.norm_type == "rmsnorm_single":
             for block in self.transformer.h:
