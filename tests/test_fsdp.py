@@ -13,8 +13,10 @@ Everything is in float64, so that nothing but a wrong gradient, rotation or upda
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -159,15 +161,10 @@ def one_process(name):
 
 
 def sharded(name, rank):
-    model, blocks, _ = make(name)
-    mesh = init_device_mesh("cpu", (WORLD,))
-    inner = [module for module in model.modules() if type(module).__name__ in blocks]
-    scalars = {p for p in model.parameters() if p.ndim == 0}  # CLIP's temperature, frozen: `fully_shard` takes none
-    for module in [*inner, model]:
-        fully_shard(module, mesh=mesh, ignored_params=scalars)
+    model, num_blocks = shard(name)
     losses = train(model, optimizer_of(model), name, [(rank, WORLD)])
     dist.all_reduce(losses, dist.ReduceOp.SUM)
-    return {"losses": losses / WORLD, "weights": whole(model), "blocks": len(inner)}
+    return {"losses": losses / WORLD, "weights": whole(model), "blocks": num_blocks}
 
 
 def prepared_by_accelerate(rank):
@@ -188,15 +185,53 @@ def prepared_by_accelerate(rank):
     return {"losses": losses / WORLD, "weights": whole(model), "kept": [cls.__name__ for cls in kept]}
 
 
+def shard(name):
+    """The model with its blocks and itself sharded, and how many blocks these are."""
+    model, blocks, _ = make(name)
+    mesh = init_device_mesh("cpu", (WORLD,))
+    inner = [module for module in model.modules() if type(module).__name__ in blocks]
+    scalars = {p for p in model.parameters() if p.ndim == 0}  # CLIP's temperature, frozen: `fully_shard` takes none
+    for module in [*inner, model]:
+        fully_shard(module, mesh=mesh, ignored_params=scalars)
+    return model, len(inner)
+
+
+def checkpointed(rank, folder):
+    """GPT-2 trained, written by both processes, each its shards, and trained on; and the like from what was written."""
+    name, parts = "softmax1-gpt2", [(rank, WORLD)]
+    model, _ = shard(name)
+    optimizer = optimizer_of(model)
+    train(model, optimizer, name, parts)
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / "sharded")
+    train(model, optimizer, name, parts)
+    again, _ = shard(name)
+    optimizer_again = optimizer_of(again)
+    load_sharded(again, optimizer_again, folder)
+    train(again, optimizer_again, name, parts)
+    return {"uninterrupted": whole(model), "resumed": whole(again)}
+
+
+def load_sharded(model, optimizer, folder):
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    dcp.load({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / "sharded")
+    set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
+
+
 def worker(rank, folder):
     results = {name: sharded(name, rank) for name in MODELS}
-    return {**results, "accelerate": prepared_by_accelerate(rank)}
+    return {**results, "accelerate": prepared_by_accelerate(rank), "checkpoint": checkpointed(rank, folder)}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fsdp")
+
+
+@pytest.fixture(scope="module")
+def results(folder):
     """The results of both processes: one pair for all tests."""
-    return run_in_two(worker, tmp_path_factory.mktemp("fsdp"))
+    return run_in_two(worker, folder)
 
 
 def check(found, expected, start):
@@ -228,3 +263,19 @@ def test_a_model_that_accelerate_shards_trains_like_one_process(results):
         assert moved
         # A rotation that is kept for a parameter would keep the parameter: the whole one on every GPU.
         assert results[rank]["accelerate"]["kept"] == ["DTensor"]
+
+
+@pytest.mark.slow
+def test_a_sharded_checkpoint_goes_on_in_two_processes_and_in_one(results, folder):
+    assert len([*(folder / "sharded").glob("*.distcp")]) == WORLD  # each has written its part
+    uninterrupted = results[0]["checkpoint"]["uninterrupted"]
+    model, _, _ = make("softmax1-gpt2")
+    optimizer = optimizer_of(model)
+    load_sharded(model, optimizer, folder)
+    before = whole(model)
+    train(model, optimizer, "softmax1-gpt2", [(0, 1)])
+    one = whole(model)
+    for name, weight in uninterrupted.items():
+        assert torch.equal(results[0]["checkpoint"]["resumed"][name], weight)
+        assert_close(one[name], weight, **TOLERANCE)
+    assert max((one[name] - before[name]).abs().max() for name in one) > 1e-4

@@ -206,6 +206,15 @@ def render_estimates(presets: dict[str, dict[str, int]]) -> str:
     return markdown(header, rows)
 
 
+def render_shares(shares: dict[str, dict[str, float]]) -> str:
+    """Parts in per cent, one column a method; empty where a method has no such part."""
+    first = next(iter(shares.values()))
+    cells = {
+        name: ["" if column[name] is None else f"{column[name]:.1f}" for column in shares.values()] for name in first
+    }
+    return markdown(["%", *shares], [[name, *row] for name, row in cells.items()])
+
+
 def render_differences(differences: dict[str, list]) -> str:
     """Differences of an arm to the others in points, over the seeds."""
     rows = [
@@ -218,6 +227,8 @@ def render_differences(differences: dict[str, list]) -> str:
 RENDERERS = {
     "difference_mean_and_sd": render_differences,
     "estimates": render_estimates,
+    "parts_pct": render_shares,
+    "kinds_pct": render_shares,
     "runs": render_sets,
     "training_step": render_training_step,
     "table": render_columns,

@@ -112,8 +112,8 @@ def make_subpt(folder: Path, steps: int, tiny: bool, **options: Any) -> SubPTTra
 
 
 def make_cross_teaching(folder: Path, steps: int, tiny: bool, **options: Any) -> CrossTeachingTrainer:
-    """Two SSDs that teach each other; VOC's SSD300, one labelled and one unlabelled image a detector and step."""
-    detector = {"architecture": "ssd_tiny", "num_labels": 5} if tiny else {"num_labels": 20}
+    """Two SSDs that teach each other; SSD300s, one labelled and one unlabelled image a detector and step."""
+    detector = {"architecture": "ssd_tiny" if tiny else "ssd300_vgg16", "num_labels": 5}
     config = CrossTeachingConfig(
         detector={"model_type": "cross_teaching_detector", **detector},
         burn_in_steps=0,

@@ -4,6 +4,7 @@
 """Two gloo processes: the projection under DistributedDataParallel, and a whole `fit`, against one process."""
 
 import contextlib
+import shutil
 
 import pytest
 import torch
@@ -43,15 +44,15 @@ def plain_loop(model, rank, world, accumulate):
     return context.detach().clone() - start
 
 
-def fit(folder, per_device):
+def fit(folder, per_device, resume=False):
     arguments = SubPTTrainingArguments(
         folder, num_train_epochs=4, subspace_epochs=3, subspace_rank=2, learning_rate=0.05, use_cpu=True,
-        per_device_train_batch_size=per_device, report_to="none", disable_tqdm=True, logging_strategy="no",
+        per_device_train_batch_size=per_device, report_to="none", disable_tqdm=True, logging_strategy="no", save_strategy="epoch",
         nfl_weight=1.0, nfl_names=OTHERS, nfl_templates=["a {}."], ddp_find_unused_parameters=False,
     )  # fmt: skip
     data = [{"image_embeds": row, "labels": int(label)} for row, label in zip(FEATURES, LABELS)]
     trainer = SubPTTrainer(make_model(), arguments, train_dataset=data)
-    output = trainer.fit()
+    output = trainer.fit(resume=resume)
     return {
         "context": trainer.prompt_model.context.detach().clone(),
         "snapshots": output.snapshots,
@@ -62,13 +63,18 @@ def fit(folder, per_device):
 
 def worker(rank, folder):
     results = {"loop": plain_loop(DistributedDataParallel(make_model()), rank, WORLD, ACCUMULATE)}
-    return {**results, "fit": fit(f"{folder}/{rank}", 8)}
+    return {**results, "fit": fit(f"{folder}/fit", 8)}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def results(folder):
     """The results of both processes: one pair for all tests."""
-    return run_in_two(worker, tmp_path_factory.mktemp("distributed"))
+    return run_in_two(worker, folder)
 
 
 def test_a_loop_with_accumulation_and_clipping_is_that_of_one_process(results):
@@ -91,3 +97,16 @@ def test_a_whole_fit_is_that_of_one_process(results, tmp_path):
     for name in ("context", "snapshots", "components"):  # the processes agree to the bit
         assert torch.equal(results[0]["fit"][name], results[1]["fit"][name])
     assert (expected["context"] - make_model().context).norm() > 0.05
+
+
+def test_one_process_goes_on_with_what_two_began(results, folder, tmp_path):
+    stopped = tmp_path / "stopped"
+    shutil.copytree(folder / "fit", stopped)
+    for epoch in (3, 4):
+        shutil.rmtree(stopped / f"checkpoint-{epoch}")
+    again = fit(str(stopped), 16, resume=True)
+    assert_close(again["context"], results[0]["fit"]["context"], rtol=0, atol=1e-4)
+    assert torch.equal(again["components"], results[0]["fit"]["components"])
+    with pytest.raises(ValueError, match="trained with 16 examples a step, now it would be 8"):
+        shutil.rmtree(stopped / "checkpoint-4")
+        fit(str(stopped), 8, resume=True)
