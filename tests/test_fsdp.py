@@ -167,13 +167,16 @@ def sharded(name, rank):
     return {"losses": losses / WORLD, "weights": whole(model), "blocks": num_blocks}
 
 
-def prepared_by_accelerate(rank):
-    """GPT-2 as `fsdp2_8gpu.yaml` has it: accelerate shards the model and puts the shards into the optimizer."""
+def prepared_by_accelerate(rank, folder):
+    """GPT-2 nearly as `fsdp2_8gpu.yaml` has it: accelerate shards the model and puts the shards into the optimizer.
+
+    It then writes the shards, trains on, reads them again and trains on again.
+    """
     PartialState(cpu=True)
     # accelerate shards on GPUs only. The state is told that these are some; everything else is as it is there.
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="full_state_dict"
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="sharded_state_dict"
     )
     accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
     model, _, _ = make("softmax1-gpt2")
@@ -181,8 +184,15 @@ def prepared_by_accelerate(rank):
     model, optimizer = accelerator.prepare(model, optimizer)
     losses = train(model, optimizer, "softmax1-gpt2", [(rank, WORLD)], accelerator.backward)
     dist.all_reduce(losses, dist.ReduceOp.SUM)
-    kept = {type(p) for p in optimizer.optimizer._rotations}
-    return {"losses": losses / WORLD, "weights": whole(model), "kept": [cls.__name__ for cls in kept]}
+    results = {"losses": losses / WORLD, "weights": whole(model)}
+    results["kept"] = [cls.__name__ for cls in {type(p) for p in optimizer.optimizer._rotations}]
+    accelerator.save_state(str(folder / "accelerate"))
+    for name in ("uninterrupted", "resumed"):
+        train(model, optimizer, "softmax1-gpt2", [(rank, WORLD)], accelerator.backward)
+        results[name] = whole(model)
+        optimizer.zero_grad()
+        accelerator.load_state(str(folder / "accelerate"))
+    return results
 
 
 def shard(name):
@@ -220,7 +230,7 @@ def load_sharded(model, optimizer, folder):
 
 def worker(rank, folder):
     results = {name: sharded(name, rank) for name in MODELS}
-    return {**results, "accelerate": prepared_by_accelerate(rank), "checkpoint": checkpointed(rank, folder)}
+    return {**results, "accelerate": prepared_by_accelerate(rank, folder), "checkpoint": checkpointed(rank, folder)}
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +273,14 @@ def test_a_model_that_accelerate_shards_trains_like_one_process(results):
         assert moved
         # A rotation that is kept for a parameter would keep the parameter: the whole one on every GPU.
         assert results[rank]["accelerate"]["kept"] == ["DTensor"]
+
+
+@pytest.mark.slow
+def test_shards_that_accelerate_wrote_go_on_to_the_bit(results, folder):
+    assert len([*(folder / "accelerate").glob("**/*.distcp")]) == 2 * WORLD  # of weights, and of the optimizer
+    for result in (results[rank]["accelerate"] for rank in range(WORLD)):
+        assert all(torch.equal(result["resumed"][name], weight) for name, weight in result["uninterrupted"].items())
+        assert not all(torch.equal(result["weights"][name], weight) for name, weight in result["resumed"].items())
 
 
 @pytest.mark.slow
