@@ -22,7 +22,7 @@ PARTS = [
     "hf_methods/{m}/configuration_{m}.py",
     "hf_methods/{m}/modeling_{m}.py",
     "hf_methods/{m}/pipeline_{m}.py",
-    "hf_methods/{m}/training_{m}.py",
+    "hf_methods/{m}/recipe_{m}.py",
     "hf_methods/{m}/publishing_{m}.py",
     "hf_methods/{m}/demo_{m}.py",
     "model_cards/templates/{m}.md",

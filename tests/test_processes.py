@@ -27,12 +27,13 @@ from two_processes import WORLD, run_in_two
 
 from hf_methods import CrossTeachingConfig, CrossTeachingModel, CrossTeachingTrainer, CrossTeachingTrainingArguments
 from hf_methods.args import parse_args_and_config
-from hf_methods.cpe.training_cpe import CPETrainingArguments
+from hf_methods.cpe.arguments_cpe import CPETrainingArguments
 from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
 from hf_methods.cross_teaching.training_cross_teaching import default_views
 from hf_methods.mbf.training_mbf import ClassifierArguments, MBFTrainingArguments
 from hf_methods.processes import check_processes
-from hf_methods.softmax1.training_softmax1 import DataArguments, ModelArguments, Softmax1TrainingArguments
+from hf_methods.softmax1.arguments_softmax1 import Softmax1TrainingArguments
+from hf_methods.softmax1.recipe_softmax1 import DataArguments, ModelArguments
 from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments
 
 
