@@ -16,7 +16,8 @@ from hf_methods.args import parse_args_and_config
 from hf_methods.cpe import CPETrainingArguments, recipe_cpe
 from hf_methods.cross_teaching.arguments_cross_teaching import CrossTeachingTrainingArguments
 from hf_methods.cross_teaching.recipe_cross_teaching import DetectionDataArguments, DetectorArguments
-from hf_methods.mbf import training_mbf as mbf
+from hf_methods.mbf import recipe_mbf
+from hf_methods.mbf.arguments_mbf import MBFTrainingArguments
 from hf_methods.softmax1 import recipe_softmax1
 from hf_methods.softmax1.arguments_softmax1 import Softmax1TrainingArguments
 from hf_methods.subpt import SubPTTrainingArguments, recipe_subpt
@@ -151,7 +152,7 @@ TYPES = {
     "softmax1": (recipe_softmax1.ModelArguments, recipe_softmax1.DataArguments, Softmax1TrainingArguments),
     "cpe": (recipe_cpe.ModelArguments, recipe_cpe.DataArguments, CPETrainingArguments),
     "cross_teaching": (DetectorArguments, DetectionDataArguments, CrossTeachingTrainingArguments),
-    "mbf": (mbf.ClassifierArguments, mbf.DataArguments, mbf.MBFTrainingArguments),
+    "mbf": (recipe_mbf.ClassifierArguments, recipe_mbf.DataArguments, MBFTrainingArguments),
     "subpt": (recipe_subpt.ModelArguments, recipe_subpt.DataArguments, SubPTTrainingArguments),
 }
 

@@ -22,6 +22,8 @@ PARTS = [
     "hf_methods/{m}/configuration_{m}.py",
     "hf_methods/{m}/modeling_{m}.py",
     "hf_methods/{m}/pipeline_{m}.py",
+    "hf_methods/{m}/data_{m}.py",
+    "hf_methods/{m}/arguments_{m}.py",
     "hf_methods/{m}/recipe_{m}.py",
     "hf_methods/{m}/publishing_{m}.py",
     "hf_methods/{m}/demo_{m}.py",

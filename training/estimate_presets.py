@@ -30,7 +30,7 @@ from hf_methods import SubPTConfig
 from hf_methods.cpe import recipe_cpe as cpe
 from hf_methods.cross_teaching import recipe_cross_teaching as cross_teaching
 from hf_methods.estimates import MemoryEstimate, adamw_state_bytes, count_flops, estimate_memory, sgd_state_bytes
-from hf_methods.mbf import training_mbf as mbf
+from hf_methods.mbf import recipe_mbf as mbf
 from hf_methods.ortho_adam import ortho_adam_state_bytes
 from hf_methods.softmax1 import recipe_softmax1 as softmax1
 from hf_methods.softmax1.attention_softmax1 import flash_is_exact
