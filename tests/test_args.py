@@ -14,8 +14,8 @@ from transformers import TrainingArguments
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.cpe import CPETrainingArguments, recipe_cpe
+from hf_methods.cross_teaching import recipe_cross_teaching
 from hf_methods.cross_teaching.arguments_cross_teaching import CrossTeachingTrainingArguments
-from hf_methods.cross_teaching.recipe_cross_teaching import DetectionDataArguments, DetectorArguments
 from hf_methods.mbf import recipe_mbf
 from hf_methods.mbf.arguments_mbf import MBFTrainingArguments
 from hf_methods.softmax1 import recipe_softmax1
@@ -151,7 +151,11 @@ def test_unknown_and_abbreviated_options_are_errors(argv):
 TYPES = {
     "softmax1": (recipe_softmax1.ModelArguments, recipe_softmax1.DataArguments, Softmax1TrainingArguments),
     "cpe": (recipe_cpe.ModelArguments, recipe_cpe.DataArguments, CPETrainingArguments),
-    "cross_teaching": (DetectorArguments, DetectionDataArguments, CrossTeachingTrainingArguments),
+    "cross_teaching": (
+        recipe_cross_teaching.ModelArguments,
+        recipe_cross_teaching.DataArguments,
+        CrossTeachingTrainingArguments,
+    ),
     "mbf": (recipe_mbf.ClassifierArguments, recipe_mbf.DataArguments, MBFTrainingArguments),
     "subpt": (recipe_subpt.ModelArguments, recipe_subpt.DataArguments, SubPTTrainingArguments),
 }

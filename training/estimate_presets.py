@@ -122,7 +122,7 @@ def cross_teaching_step(settings):
     labeled = settings["per_device_train_batch_size"]
     unlabeled = labeled * settings["unlabeled_ratio"]
     with torch.device("meta"):
-        args = build(cross_teaching.DetectorArguments, {**settings, "backbone_weights": None})
+        args = build(cross_teaching.ModelArguments, {**settings, "backbone_weights": None})
         model = cross_teaching.build_model(args, names).train()
         sides = (300, 300) if "ssd300" in args.architecture else FASTER_RCNN_SIDES
         images = {

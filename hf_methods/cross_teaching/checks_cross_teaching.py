@@ -100,7 +100,7 @@ def check_run(
     if config.arm in ("ct", "mutual") and config.num_detectors == 1:
         logger.warning(f"arm={config.arm!r} with one detector is arm='self': it has no peer.")
     names = [name for _, name in sorted((config.id2label or {}).items())]
-    for kind, dataset in (("labeled_dataset", labeled), ("eval_dataset", evaluated)):
+    for kind, dataset in (("train_dataset", labeled), ("eval_dataset", evaluated)):
         if dataset is None:
             continue
         if not len(dataset) or not any(dataset["is_labeled"]):

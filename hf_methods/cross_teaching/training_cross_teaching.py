@@ -81,7 +81,7 @@ class CrossTeachingTrainer(Trainer):
     Args:
         model: a `CrossTeachingModel`.
         args: `CrossTeachingTrainingArguments`.
-        labeled_dataset: a detection data set (`hf_methods.cross_teaching.data_cross_teaching`).
+        train_dataset: labelled images, a detection data set (`hf_methods.cross_teaching.data_cross_teaching`).
         unlabeled_dataset: the like; its objects are not used. None for `arm="sup"`.
         eval_dataset: a labelled detection data set.
         views: how training views are made; default: squares of the detector's size with its normalisation.
@@ -97,19 +97,19 @@ class CrossTeachingTrainer(Trainer):
         self,
         model: CrossTeachingModel,
         args: CrossTeachingTrainingArguments,
-        labeled_dataset: Dataset,
+        train_dataset: Dataset,
         unlabeled_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
         views: ViewSettings | None = None,
         **kwargs: Any,
     ):
-        check_run(model, args, labeled_dataset, unlabeled_dataset, eval_dataset)
+        check_run(model, args, train_dataset, unlabeled_dataset, eval_dataset)
         config = model.config
         self.views = views or default_views(model)
         self.samples_per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         uses_unlabeled = config.arm != "sup"
-        train_dataset = SemiSupervisedDetectionDataset(
-            labeled=labeled_dataset,
+        samples = SemiSupervisedDetectionDataset(
+            labeled=train_dataset,
             unlabeled=unlabeled_dataset if uses_unlabeled else None,
             num_samples=args.max_steps * self.samples_per_step,
             num_detectors=config.num_detectors,
@@ -122,7 +122,7 @@ class CrossTeachingTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset,
+            train_dataset=samples,
             eval_dataset=eval_dataset,  # type: ignore[arg-type]
             data_collator=DataCollatorForCrossTeaching(),
             **kwargs,

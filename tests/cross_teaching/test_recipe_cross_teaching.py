@@ -11,7 +11,7 @@ import torch
 
 from hf_methods import CrossTeachingConfig, CrossTeachingModel, TorchvisionDetectorConfig
 from hf_methods.cross_teaching.evaluation_cross_teaching import pseudo_label_figures
-from hf_methods.cross_teaching.recipe_cross_teaching import DetectorArguments, build_model
+from hf_methods.cross_teaching.recipe_cross_teaching import ModelArguments, build_model
 
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def test_a_run_a_published_model_and_detectors_can_be_gone_on_from(tmp_path):
     cases = {"run": model.students, "published": model.teachers, "0 1": model.students}
     for names, expected in cases.items():
         checkpoints = [str(tmp_path / name) for name in names.split()]
-        built = build_model(DetectorArguments(checkpoints=checkpoints, arm="self"), ["a", "b"])
+        built = build_model(ModelArguments(checkpoints=checkpoints, arm="self"), ["a", "b"])
         assert built.config.arm == "self" and built.config.num_detectors == 2
         for group in (built.students, built.teachers):
             assert all(torch.equal(weights(own), weights(other)) for own, other in zip(group, expected))

@@ -24,7 +24,7 @@ from hf_methods.cross_teaching.arguments_cross_teaching import ramp_weight
 from hf_methods.cross_teaching.checks_cross_teaching import last_whole_checkpoint
 from hf_methods.cross_teaching.data_cross_teaching import drop_labels
 from hf_methods.cross_teaching.evaluation_cross_teaching import detect, detection_metrics
-from hf_methods.cross_teaching.recipe_cross_teaching import DetectionDataArguments, load_data
+from hf_methods.cross_teaching.recipe_cross_teaching import DataArguments, load_data
 from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
 from hf_methods.cross_teaching.training_cross_teaching import default_views
 
@@ -392,7 +392,7 @@ def test_data_that_does_not_fit_is_refused(scenes, tmp_path):
     labeled, unlabeled, evaluated = scenes
     with pytest.raises(ValueError, match="arm='ct' needs an `unlabeled_dataset`; use arm='sup'"):
         make_trainer(tmp_path, (labeled, None, evaluated))
-    with pytest.raises(ValueError, match="`labeled_dataset` has no labelled image"):
+    with pytest.raises(ValueError, match="`train_dataset` has no labelled image"):
         make_trainer(tmp_path, (drop_labels(labeled), unlabeled, evaluated))
     with pytest.raises(ValueError, match="`eval_dataset` has the labels 0, 1, but the model has LABEL_0"):
         make_trainer(tmp_path, (labeled, unlabeled, make_digit_scenes("test", 2, num_labels=2)))
@@ -445,7 +445,7 @@ def test_shards_are_refused(scenes, tmp_path, monkeypatch):
 )
 def test_bad_data_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        DetectionDataArguments(**options)
+        DataArguments(**options)
 
 
 def test_the_recipes_data_of_a_folder_split_by_percent(tmp_path):
@@ -458,11 +458,11 @@ def test_the_recipes_data_of_a_folder_split_by_percent(tmp_path):
             lines.append(json.dumps({"file_name": f"{row['image_id']}.png", "objects": objects}))
         (tmp_path / name / "metadata.jsonl").write_text("\n".join(lines))
     common = dict(data_format="imagefolder", labeled=str(tmp_path / "train"), evaluation=str(tmp_path / "test"))
-    labeled, unlabeled, evaluated, notes = load_data(DetectionDataArguments(**common, labeled_percent=30))
+    labeled, unlabeled, evaluated, notes = load_data(DataArguments(**common, labeled_percent=30))
     assert (len(labeled), len(unlabeled), len(evaluated)) == (3, 7, 10) and len(notes["labeled_indices"]) == 3
-    _, unlabeled, _, _ = load_data(DetectionDataArguments(**common, unlabeled=str(tmp_path / "test")))
+    _, unlabeled, _, _ = load_data(DataArguments(**common, unlabeled=str(tmp_path / "test")))
     assert len(unlabeled) == 10 and not any(unlabeled["is_labeled"])
-    assert load_data(DetectionDataArguments(**common))[1] is None
+    assert load_data(DataArguments(**common))[1] is None
 
 
 def train_one_step(folder):
