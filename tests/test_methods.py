@@ -34,6 +34,7 @@ PARTS = [
     "training/{m}/train.py",
     "training/{m}/smoke.yaml",
     "training/{m}/paper.json",
+    "training/{m}/sources.json",
     "tests/{m}/test_pipeline_{m}.py",
     "tests/{m}/test_space_{m}.py",
     "tests/benchmarks/{m}.py",
