@@ -15,7 +15,7 @@ from hf_methods.processes import check_processes
 class CPETrainingArguments(TrainingArguments):
     """`TrainingArguments` with the settings of CPE's official CIFAR and STL-10 runs.
 
-    Changed defaults: SGD with learning_rate 0.03 (constant), weight_decay 5e-4 on matrices and convolutions, no clipping
+    Changed defaults: optim "sgd" with learning_rate 0.03 (constant), weight_decay 5e-4 on matrices and convolutions, no clipping
     (max_grad_norm 0), max_steps 262144, 64 labelled images a device, eval_steps and save_steps 1024; and
     remove_unused_columns, logging_nan_inf_filter (which waits for the device in each step) and ddp_broadcast_buffers off.
     Training is counted in steps: a data set has no end here.
@@ -36,8 +36,8 @@ class CPETrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Each process has its own statistics."}
     )
 
-    optimizer: str = field(default="sgd", metadata={"help": "'sgd' or 'adamw'."})
-    momentum: float = field(default=0.9, metadata={"help": "Momentum of SGD."})
+    optim: str = field(default="sgd", metadata={"help": "Optimizer; 'sgd' has `momentum` and `nesterov`."})
+    momentum: float = field(default=0.9, metadata={"help": "Momentum of 'sgd'."})
     nesterov: bool = field(default=True, metadata={"help": "Nesterov's form of it."})
     mu: int = field(default=2, metadata={"help": "Unlabelled images for each labelled one; 0 is supervised training."})
     threshold: float = field(default=0.95, metadata={"help": "Smallest probability of a pseudo-label that is used."})
@@ -75,8 +75,6 @@ class CPETrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.max_steps < 1:
             raise ValueError(f"`max_steps` must be at least 1, got {self.max_steps}: training is counted in steps.")
-        if self.optimizer not in ("sgd", "adamw"):
-            raise ValueError(f"`optimizer` must be 'sgd' or 'adamw', got {self.optimizer!r}.")
         if self.unsup_reduction not in REDUCTIONS:
             raise ValueError(
                 f"`unsup_reduction` must be one of {', '.join(REDUCTIONS)}, got {self.unsup_reduction!r}."

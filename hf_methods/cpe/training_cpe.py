@@ -113,8 +113,10 @@ class CPETrainer(Trainer):
             kwargs["data_collator"] = DataCollatorForImageClassification(
                 processing_class, args.image_column, args.label_column
             )
-        if "optimizers" not in kwargs and "optimizer_cls_and_kwargs" not in kwargs:
-            kwargs["optimizer_cls_and_kwargs"] = self._optimizer_cls_and_kwargs(args)
+        if args.optim == "sgd" and "optimizers" not in kwargs and "optimizer_cls_and_kwargs" not in kwargs:
+            nesterov = args.nesterov and args.momentum > 0
+            options = {"lr": args.learning_rate, "momentum": args.momentum, "nesterov": nesterov}
+            kwargs["optimizer_cls_and_kwargs"] = (torch.optim.SGD, options)
         super().__init__(
             model,
             args,
@@ -166,14 +168,6 @@ class CPETrainer(Trainer):
         for module in model.modules():
             if isinstance(module, ClasswiseBatchNorm):
                 module.synchronize = True
-
-    @staticmethod
-    def _optimizer_cls_and_kwargs(args: CPETrainingArguments) -> tuple[type, dict[str, Any]]:
-        if args.optimizer == "adamw":
-            betas = (args.adam_beta1, args.adam_beta2)
-            return torch.optim.AdamW, {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
-        nesterov = args.nesterov and args.momentum > 0
-        return torch.optim.SGD, {"lr": args.learning_rate, "momentum": args.momentum, "nesterov": nesterov}
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of matrices and convolutions. Classwise batch norms have rows of affine parameters: they are none."""

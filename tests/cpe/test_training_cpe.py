@@ -320,7 +320,6 @@ def test_counts_are_filled_in_or_must_agree(tmp_path):
     ("arguments", "message"),
     [
         (dict(max_steps=-1), "`max_steps`.*-1"),
-        (dict(optimizer="adam"), "'sgd' or 'adamw', got 'adam'"),
         (dict(unsup_reduction="mean"), "selected, batch, got 'mean'"),
         (dict(normalizer_scope="world"), "'rank' or 'global', got 'world'"),
         (dict(ema_buffers="none"), "'copy' or 'average', got 'none'"),
@@ -358,7 +357,7 @@ def test_training_needs_data(tmp_path):
 
 
 def test_other_optimizers_can_be_taken(tmp_path):
-    trainer = make_trainer(tmp_path, optimizer="adamw", learning_rate=1e-3, max_grad_norm=1.0)
+    trainer = make_trainer(tmp_path, optim="adamw_torch", learning_rate=1e-3, max_grad_norm=1.0)
     trainer.train()
     assert isinstance(trainer.optimizer.optimizer, torch.optim.AdamW)
     assert "grad_norm" in trainer.state.log_history[0]
