@@ -23,10 +23,11 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_methods.checkpoints import atomic_save
+from hf_methods.data import image_digest
 from hf_methods.grid import mean_and_sd
 from hf_methods.mbf.arguments_mbf import MBFTrainingArguments
 from hf_methods.mbf.attacks_mbf import PixelClassifier, check_attack
-from hf_methods.mbf.data_mbf import build_attacked_dataset, image_digest, load_images, split_by_source
+from hf_methods.mbf.data_mbf import build_attacked_dataset, load_images, split_by_source
 from hf_methods.mbf.modeling_mbf import weights_digest
 from hf_methods.mbf.protocol_mbf import summarize_records
 from hf_methods.mbf.training_mbf import ClassifierTrainer

@@ -20,9 +20,10 @@ from transformers import set_seed
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import write_results
+from hf_methods.data import image_digest
 from hf_methods.mbf.arguments_mbf import MBFTrainingArguments
 from hf_methods.mbf.attacks_mbf import PixelClassifier
-from hf_methods.mbf.data_mbf import draw_rows, image_digest, normalization_of, stack_images, with_pixel_values
+from hf_methods.mbf.data_mbf import draw_rows, normalization_of, stack_images, with_pixel_values
 from hf_methods.mbf.modeling_mbf import CLASSIFIER_FOLDER, MBFDetector
 from hf_methods.mbf.pipeline_mbf import AdversarialDetectionPipeline
 from hf_methods.mbf.protocol_mbf import (
