@@ -17,7 +17,7 @@ from transformers import AutoModelForObjectDetection, DetrConfig, ResNetConfig, 
 from hf_methods import CrossTeachingConfig, CrossTeachingModel, CrossTeachingTrainer, CrossTeachingTrainingArguments
 from hf_methods.cross_teaching import training_cross_teaching
 from hf_methods.cross_teaching.arguments_cross_teaching import ramp_weight
-from hf_methods.cross_teaching.evaluation_cross_teaching import detect, detection_metrics
+from hf_methods.cross_teaching.evaluation_cross_teaching import average_precisions, detect
 from hf_methods.cross_teaching.training_cross_teaching import default_views
 
 
@@ -195,11 +195,11 @@ def test_detections_of_the_truth_have_a_perfect_score(scenes):
     model = make_model()
     _, truths, num_bad = detect({"a": model.students[0]}, scenes[2], default_views(model), 2)
     found = [{**truth, "scores": torch.ones(len(truth["labels"]))} for truth in truths]
-    assert num_bad == 0 and detection_metrics(found, truths, 5) == dict(map=1, map_50=1, map_75=1, voc07_ap50=1)
+    assert num_bad == 0 and average_precisions(found, truths, 5) == dict(map=1, map_50=1, map_75=1, voc07_ap50=1)
     nothing = [{"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.long)}]
-    assert detection_metrics(nothing * 5, truths, 5)["map"] == 0
+    assert average_precisions(nothing * 5, truths, 5)["map"] == 0
     empty = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "ignore": torch.zeros(0).bool()}]
-    assert detection_metrics(nothing, empty, 5)["voc07_ap50"] == 0
+    assert average_precisions(nothing, empty, 5)["voc07_ap50"] == 0
 
 
 def test_unreadable_images_of_the_evaluation_are_counted(scenes, tmp_path):
