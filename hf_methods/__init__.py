@@ -33,9 +33,8 @@ from hf_methods.softmax1 import (
 
 
 if TYPE_CHECKING:
-    from hf_methods.cpe.data_cpe import make_longtail_ssl_splits
-    from hf_methods.cpe.training_cpe import CPETrainer, CPETrainingArguments
-    from hf_methods.cross_teaching.training_cross_teaching import CrossTeachingTrainer, CrossTeachingTrainingArguments
+    from hf_methods.cpe import CPETrainer, CPETrainingArguments, make_longtail_ssl_splits
+    from hf_methods.cross_teaching import CrossTeachingTrainer, CrossTeachingTrainingArguments
     from hf_methods.subpt import (
         AutoPromptModel,
         PromptedImageClassifier,
@@ -50,17 +49,17 @@ __version__ = version("hf_methods")
 # Imported when first used: transformers' Trainer, PEFT and `datasets` import much. `hf_methods.subpt` registers its adapters then.
 _LAZY = {
     "AutoPromptModel": "hf_methods.subpt",
-    "CPETrainer": "hf_methods.cpe.training_cpe",
-    "CPETrainingArguments": "hf_methods.cpe.training_cpe",
-    "CrossTeachingTrainer": "hf_methods.cross_teaching.training_cross_teaching",
-    "CrossTeachingTrainingArguments": "hf_methods.cross_teaching.training_cross_teaching",
+    "CPETrainer": "hf_methods.cpe",
+    "CPETrainingArguments": "hf_methods.cpe",
+    "CrossTeachingTrainer": "hf_methods.cross_teaching",
+    "CrossTeachingTrainingArguments": "hf_methods.cross_teaching",
     "PromptedImageClassifier": "hf_methods.subpt",
     "SubPTConfig": "hf_methods.subpt",
     "SubPTTrainer": "hf_methods.subpt",
     "SubPTTrainingArguments": "hf_methods.subpt",
     "SubspaceProjector": "hf_methods.subpt",
     "compute_basis": "hf_methods.subpt",
-    "make_longtail_ssl_splits": "hf_methods.cpe.data_cpe",
+    "make_longtail_ssl_splits": "hf_methods.cpe",
 }
 __all__ = [
     "AutoPromptModel",

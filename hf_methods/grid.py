@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Arms of a recipe over several seeds: their runs, their summary and its plot, for the `grid.py` of every method."""
+"""Arms of a recipe over several seeds: their runs, their summary and its plot, for the `grid.py` and the demo of every method."""
 
 import os
 import re
@@ -70,7 +70,7 @@ def run_script(
         `folder`.
 
     Raises:
-        subprocess.CalledProcessError: the recipe failed.
+        ChildProcessError: the recipe failed; the last line of its log says why.
     """
     if (folder / finished).exists():
         return folder
@@ -78,7 +78,10 @@ def run_script(
     command = [sys.executable, str(script), "--config", config, "--output_dir", str(folder), *as_words(options)]
     with open(folder / "train.log", "w") as log:
         env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        subprocess.run(command, check=True, stdout=log, stderr=log, env=env)
+        result = subprocess.run(command, check=False, stdout=log, stderr=log, env=env)
+    if result.returncode:
+        *_, last = ["no message", *(folder / "train.log").read_text(errors="replace").splitlines()]
+        raise ChildProcessError(f"{script} failed for {folder.name} with status {result.returncode}: {last}")
     return folder
 
 

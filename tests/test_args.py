@@ -14,10 +14,12 @@ from transformers import TrainingArguments
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.cpe import CPETrainingArguments, recipe_cpe
+from hf_methods.cross_teaching import recipe_cross_teaching
 from hf_methods.cross_teaching.arguments_cross_teaching import CrossTeachingTrainingArguments
-from hf_methods.cross_teaching.recipe_cross_teaching import DetectionDataArguments, DetectorArguments
-from hf_methods.mbf import training_mbf as mbf
-from hf_methods.softmax1.training_softmax1 import DataArguments, ModelArguments, Softmax1TrainingArguments
+from hf_methods.mbf import recipe_mbf
+from hf_methods.mbf.arguments_mbf import MBFTrainingArguments
+from hf_methods.softmax1 import recipe_softmax1
+from hf_methods.softmax1.arguments_softmax1 import Softmax1TrainingArguments
 from hf_methods.subpt import SubPTTrainingArguments, recipe_subpt
 
 
@@ -147,16 +149,20 @@ def test_unknown_and_abbreviated_options_are_errors(argv):
 
 
 TYPES = {
-    "softmax1": (ModelArguments, DataArguments, Softmax1TrainingArguments),
+    "softmax1": (recipe_softmax1.ModelArguments, recipe_softmax1.DataArguments, Softmax1TrainingArguments),
     "cpe": (recipe_cpe.ModelArguments, recipe_cpe.DataArguments, CPETrainingArguments),
-    "cross_teaching": (DetectorArguments, DetectionDataArguments, CrossTeachingTrainingArguments),
-    "mbf": (mbf.ClassifierArguments, mbf.DataArguments, mbf.MBFTrainingArguments),
+    "cross_teaching": (
+        recipe_cross_teaching.ModelArguments,
+        recipe_cross_teaching.DataArguments,
+        CrossTeachingTrainingArguments,
+    ),
+    "mbf": (recipe_mbf.ClassifierArguments, recipe_mbf.DataArguments, MBFTrainingArguments),
     "subpt": (recipe_subpt.ModelArguments, recipe_subpt.DataArguments, SubPTTrainingArguments),
 }
 
 
 def types_of(config):
-    """The dataclasses that the script of a YAML parses into: those of the script itself, or of training_<m>.py."""
+    """The dataclasses that the script of a YAML parses into: those of the script itself, or of arguments_<m>.py and recipe_<m>.py."""
     script = config.with_name("grid.py" if "\ntrain_config:" in config.read_text() else f"{config.stem}.py")
     script = script if script.exists() else config.with_name("train.py")
     if script.name == "train.py":

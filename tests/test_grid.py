@@ -4,7 +4,6 @@
 """What the grids of all methods share: folders, command lines, processes, summaries and bars."""
 
 import json
-import subprocess
 
 import pytest
 
@@ -47,14 +46,14 @@ def test_a_run_is_a_process_with_its_log_and_is_not_made_twice(tmp_path):
     assert results["threads"] == "1" and (folder / "train.log").read_text() == "trained\n"
     script.write_text("raise SystemExit(3)")
     run_script(script, folder, "a.yaml", {"seed": 0}, threads=1)  # finished
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(ChildProcessError, match="failed for a-0 with status 3: no message"):
         run_script(script, folder, "a.yaml", {"seed": 0}, threads=1, finished="model.safetensors")
 
 
 def test_a_run_that_fails_stops_the_grid_and_leaves_its_log(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(RECIPE)
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(ChildProcessError, match="status 1: AssertionError: as it was asked to"):
         run_script(script, tmp_path / "b", "a.yaml", {"mode": "fail"}, threads=1)
     assert "as it was asked to" in (tmp_path / "b" / "train.log").read_text()
 

@@ -16,7 +16,6 @@ import torch
 from datasets import Dataset, DatasetDict, load_dataset
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
-from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -25,14 +24,13 @@ import hf_methods
 from hf_methods.cli import main
 from hf_methods.data import load_text_corpus
 from hf_methods.fresh_process import required_distributions
-from hf_methods.hub import build_repository, build_space, plan_upload, render_card, upload, verify_repository
+from hf_methods.hub import build_repository, build_space, plan_upload, upload, verify_repository
 from hf_methods.softmax1 import Softmax1GPT2LMHeadModel, Softmax1TextGenerationPipeline
 from hf_methods.softmax1.publishing_softmax1 import RECIPE
 
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "model_cards" / "softmax1-orthoadam"
-CHECKPOINTS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/pipeline_*.py"))  # not base models
 IDS = torch.arange(12)[None]
 REPO = "tester/softmax1"
 TAG = f"v{hf_methods.__version__}"
@@ -351,73 +349,6 @@ def test_an_upload_plan_tells_new_changed_and_equal_files(tmp_path):
     plan = plan_upload(tmp_path, {"a": git, "b": sha256, "c": git, "old.py": git, "old.txt": git})
     assert (plan.added, plan.changed, plan.unchanged, plan.deleted) == ([], ["c"], ["a", "b"], ["old.py"])
     assert plan_upload(tmp_path, {}).added == ["a", "b", "c"]
-
-
-# --- cards
-
-
-@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
-def test_a_committed_card_is_what_its_results_give(folder):
-    from training.render_cards import recipe_of
-
-    recipe = recipe_of(folder)
-    assert (folder / "README.md").read_text() == render_card(recipe, folder, f"model_cards/{folder.name}")
-    assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
-    assert (folder / "requirements.txt").read_text().split() == list(recipe.all_requirements)
-
-
-def numbers_of(value):
-    """All numbers in what JSON holds, also those inside its strings."""
-    if isinstance(value, dict):
-        return {number for pair in value.items() for item in pair for number in numbers_of(item)}
-    if isinstance(value, list):
-        return {number for item in value for number in numbers_of(item)}
-    if isinstance(value, str):
-        return {float(number) for number in re.findall(r"\d+(?:\.\d+)?", value)}
-    return set() if value is None or isinstance(value, bool) else {float(value)}
-
-
-def foreign_numbers(card, known):
-    """Numbers of a card's text that are no rounding of a known one. Code, links and digests are not text."""
-    text = re.sub(r"```.*?```|`[^`]*`|\[[^]]*\]\([^)]*\)|\b(ICLR|AAAI|TCSVT) \d+", "", card, flags=re.DOTALL)
-    found = re.findall(r"(?<![\w.-])-?\d+(?:\.\d+)?(?![\w-])", text)
-    decimals = lambda number: len(number.partition(".")[2])  # noqa: E731
-    return [number for number in found if not any(round(value, decimals(number)) == float(number) for value in known)]
-
-
-@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
-def test_each_number_of_a_card_is_in_a_json(folder):
-    from training.render_cards import recipe_of
-
-    files = [
-        folder / "results.json",
-        folder / "config.json",
-        ROOT / "training" / recipe_of(folder).method / "paper.json",
-    ]
-    results, *rest = [json.loads(file.read_text()) for file in files]
-    known = numbers_of([results, *rest])
-    known |= {100 * number for number in known}  # fractions are shown in per cent
-    lengths = [results["seeds"], rest[0].get("taus", []), rest[0].get("id2label", [])]
-    known |= {(results["wall_seconds"] or 0) / 60, *(float(len(values)) for values in lengths)}
-    card = (folder / "README.md").read_text()
-    assert foreign_numbers(card, known) == []
-    assert foreign_numbers(card + "\nPerplexity 41.99, 77777 seeds.", known) == ["41.99", "77777"]
-
-
-@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
-def test_the_header_of_a_card_is_whole(folder):
-    card = ModelCard.load(folder / "README.md")
-    data = card.data.to_dict()
-    assert data["library_name"] == "transformers" and data["license"] == "apache-2.0"
-    assert data["pipeline_tag"] in PIPELINE_REGISTRY.get_supported_tasks()
-    assert {"hf_methods"} < set(data["tags"]) and data["datasets"] and data["metrics"]
-    assert all(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) for name in data["datasets"])
-    name, results = model_index_to_eval_results(data["model-index"])
-    measured = json.loads((folder / "results.json").read_text())
-    summary = measured["summary_mean_and_sd"][measured["arm"]]
-    roundings = {round(value[0], digits) for value in summary.values() for digits in (2, 4)}
-    assert name and {result.metric_value for result in results} <= roundings
-    card.validate()  # asks the server, as an upload does
 
 
 # --- Spaces and data sets

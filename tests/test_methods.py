@@ -3,6 +3,7 @@
 
 """Every method has every part that CONTRIBUTING.md lists."""
 
+import ast
 import importlib
 import json
 import re
@@ -22,7 +23,9 @@ PARTS = [
     "hf_methods/{m}/configuration_{m}.py",
     "hf_methods/{m}/modeling_{m}.py",
     "hf_methods/{m}/pipeline_{m}.py",
-    "hf_methods/{m}/training_{m}.py",
+    "hf_methods/{m}/data_{m}.py",
+    "hf_methods/{m}/arguments_{m}.py",
+    "hf_methods/{m}/recipe_{m}.py",
     "hf_methods/{m}/publishing_{m}.py",
     "hf_methods/{m}/demo_{m}.py",
     "model_cards/templates/{m}.md",
@@ -32,6 +35,7 @@ PARTS = [
     "training/{m}/train.py",
     "training/{m}/smoke.yaml",
     "training/{m}/paper.json",
+    "training/{m}/sources.json",
     "tests/{m}/test_pipeline_{m}.py",
     "tests/{m}/test_space_{m}.py",
     "tests/benchmarks/{m}.py",
@@ -83,3 +87,15 @@ def test_the_header_of_a_space_names_the_gradio_that_was_tested(method):
 def test_the_papers_own_figures_have_a_source(path):
     paper = json.loads(path.read_text())
     assert paper["source"] and all(len(row) == len(paper["columns"]) for row in paper["figures"].values())
+
+
+def test_spaces_that_take_an_image_read_it_alike():
+    """A Space is a repository of its own, so each has the function; a mended one is mended in all."""
+    sources = [(ROOT / "spaces" / method / "app.py").read_text() for method in METHODS]
+    functions = [
+        ast.unparse(node)
+        for text in sources
+        for node in ast.parse(text).body
+        if getattr(node, "name", "") == "read_image"
+    ]
+    assert len(functions) == 3 and len(set(functions)) == 1

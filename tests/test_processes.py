@@ -27,12 +27,14 @@ from two_processes import WORLD, run_in_two
 
 from hf_methods import CrossTeachingConfig, CrossTeachingModel, CrossTeachingTrainer, CrossTeachingTrainingArguments
 from hf_methods.args import parse_args_and_config
-from hf_methods.cpe.training_cpe import CPETrainingArguments
+from hf_methods.cpe.arguments_cpe import CPETrainingArguments
 from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
 from hf_methods.cross_teaching.training_cross_teaching import default_views
-from hf_methods.mbf.training_mbf import ClassifierArguments, MBFTrainingArguments
+from hf_methods.mbf.arguments_mbf import MBFTrainingArguments
+from hf_methods.mbf.recipe_mbf import ClassifierArguments, load_classifier
 from hf_methods.processes import check_processes
-from hf_methods.softmax1.training_softmax1 import DataArguments, ModelArguments, Softmax1TrainingArguments
+from hf_methods.softmax1.arguments_softmax1 import Softmax1TrainingArguments
+from hf_methods.softmax1.recipe_softmax1 import DataArguments, ModelArguments
 from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments
 
 
@@ -83,7 +85,7 @@ def mbf(folder, corpus, per_device, accumulation, **options):
     )  # fmt: skip
     classifier = ClassifierArguments(architecture="vit", hidden_size=16, num_layers=1)
     splits = DatasetDict(classifier_train=images, validation=images)
-    model, _ = load_script("mbf").load_classifier(classifier, splits, args)
+    model, _ = load_classifier(classifier, splits, args)
     # The gradient of a key's bias is zero, as softmax does not see it: Adam makes steps of its rounding errors.
     return {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.endswith("k_proj.bias")}
 

@@ -30,9 +30,9 @@ from hf_methods import SubPTConfig
 from hf_methods.cpe import recipe_cpe as cpe
 from hf_methods.cross_teaching import recipe_cross_teaching as cross_teaching
 from hf_methods.estimates import MemoryEstimate, adamw_state_bytes, count_flops, estimate_memory, sgd_state_bytes
-from hf_methods.mbf import training_mbf as mbf
+from hf_methods.mbf import recipe_mbf as mbf
 from hf_methods.ortho_adam import ortho_adam_state_bytes
-from hf_methods.softmax1 import training_softmax1 as softmax1
+from hf_methods.softmax1 import recipe_softmax1 as softmax1
 from hf_methods.softmax1.attention_softmax1 import flash_is_exact
 from hf_methods.subpt import recipe_subpt as subpt
 
@@ -122,7 +122,7 @@ def cross_teaching_step(settings):
     labeled = settings["per_device_train_batch_size"]
     unlabeled = labeled * settings["unlabeled_ratio"]
     with torch.device("meta"):
-        args = build(cross_teaching.DetectorArguments, {**settings, "backbone_weights": None})
+        args = build(cross_teaching.ModelArguments, {**settings, "backbone_weights": None})
         model = cross_teaching.build_model(args, names).train()
         sides = (300, 300) if "ssd300" in args.architecture else FASTER_RCNN_SIDES
         images = {

@@ -1,7 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Put the measured tables into README.md and docs/benchmarks.md, between `<!-- table: JSON file, key -->` and `<!-- end -->`.
+"""Put the tables into README.md, training/README.md and docs/benchmarks.md, between `<!-- table: JSON file, key -->` and
+`<!-- end -->`: what was measured, and where the values of the recipes come from.
 
 The tables of other pages are filled in when the documentation is built.
 
@@ -13,11 +14,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from hf_methods.benchmarks import Comparison, Figure, load_comparisons, read_figures
 
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+PAGES = (ROOT / "README.md", ROOT / "training" / "README.md", ROOT / "docs" / "benchmarks.md")
 MARKED = re.compile(r"<!-- table: (\S+) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 LABELS = {
     "perplexity": "perplexity",
@@ -75,6 +78,7 @@ PERCENTAGES = {
     "peak_novel": "novel classes, at their best epoch, %",
 }
 WIDE = 6  # arms beside each other, at most
+LONGEST = 80  # characters of a value
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -224,6 +228,36 @@ def render_differences(differences: dict[str, list]) -> str:
     return markdown(["mAP at IoU 0.5, points", "mean over the sets"], rows)
 
 
+def published_settings(sources: Path) -> dict[str, list[dict[str, Any]]]:
+    """The settings of the YAMLs beside a sources.json that it speaks of, by its columns."""
+    columns = json.loads(sources.read_text("utf-8"))["files"]
+    paths = {
+        column: sorted(p for each in patterns for p in sources.parent.glob(each))
+        for column, patterns in columns.items()
+    }
+    return {column: [yaml.safe_load(path.read_text("utf-8")) for path in found] for column, found in paths.items()}
+
+
+def render_sources(values: list[dict[str, Any]], settings: dict[str, list[dict[str, Any]]]) -> str:
+    """Where each value of the YAMLs comes from, one row an option."""
+    rows = []
+    for entry in values:
+        note = f"; {entry['note']}" if "note" in entry else ""
+        for name in entry["options"]:
+            cells = [_values(name, of_column) for of_column in settings.values()]
+            rows.append([f"`{name}`", *cells, entry["source"] + note])
+            note = ""  # once for options that belong together
+    lines = [["option", *settings, "source"], ["---"] * (len(settings) + 2), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _values(name: str, settings: list[dict[str, Any]]) -> str:
+    """Those of an option in some YAMLs; what is long is not repeated."""
+    values = dict.fromkeys(json.dumps(one[name], ensure_ascii=False) for one in settings if name in one)
+    text = " or ".join(value.strip('"') for value in values)
+    return text if len(text) <= LONGEST else "see the file" if len(settings) == 1 else "see the files"
+
+
 RENDERERS = {
     "difference_mean_and_sd": render_differences,
     "estimates": render_estimates,
@@ -251,6 +285,8 @@ def render(text: str) -> str:
         if key == "comparisons":  # in a file of their own, beside the folder of the results
             comparisons = load_comparisons(path.stem, path.parents[1])
             body = render_comparisons(comparisons, read_figures(results, comparisons))
+        elif key == "values":  # of the YAMLs beside the file
+            body = render_sources(results[key], published_settings(path))
         else:
             body = RENDERERS[key](results[key])
         return f"<!-- table: {match[1]} {key} -->\n{body}\n<!-- end -->"

@@ -18,9 +18,16 @@ from hf_methods.cpe.pipeline_cpe import TASK, CPEImageClassificationPipeline
 
 
 if TYPE_CHECKING:
+    from hf_methods.cpe.arguments_cpe import CPETrainingArguments
     from hf_methods.cpe.data_cpe import make_longtail_ssl_splits
-    from hf_methods.cpe.training_cpe import CPETrainer, CPETrainingArguments
+    from hf_methods.cpe.training_cpe import CPETrainer
 
+# Imported when first used: transformers' Trainer and `datasets` import much.
+_LAZY = {
+    "CPETrainer": "training_cpe",
+    "CPETrainingArguments": "arguments_cpe",
+    "make_longtail_ssl_splits": "data_cpe",
+}
 
 AutoConfig.register(CPEConfig.model_type, CPEConfig, exist_ok=True)
 AutoModel.register(CPEConfig, CPEModel, exist_ok=True)
@@ -42,8 +49,6 @@ if TASK not in PIPELINE_REGISTRY.get_supported_tasks():  # a second registration
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("CPETrainer", "CPETrainingArguments"):  # transformers' Trainer imports much, PEFT among it
-        return getattr(import_module("hf_methods.cpe.training_cpe"), name)
-    if name == "make_longtail_ssl_splits":  # so does `datasets`
-        return getattr(import_module("hf_methods.cpe.data_cpe"), name)
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

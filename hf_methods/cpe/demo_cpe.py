@@ -5,24 +5,24 @@
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from hf_methods.grid import run_script
 from hf_methods.plotting import BLUE, GREY, LIGHT_GREY, ORANGE, new_figure
 from hf_methods.report import Section, text_table, write_report
 
 
 STEPS = 150
 CHECKPOINT = Path("model_cards/cpe-mnist-reversed")
-ARMS = {  # name: options of train.py
-    "FixMatch": ["--taus", "0", "--use_cbn", "false", "--unsup_reduction", "batch"],
-    "FixMatch + LA": ["--taus", "1", "--use_cbn", "false", "--unsup_reduction", "batch"],
-    "CPE": [],
-    "CPE, batch normaliser": ["--unsup_reduction", "batch"],
+RECIPE = Path("training/cpe/train.py")
+ARMS: dict[str, dict] = {  # name: options of train.py
+    "FixMatch": {"taus": [0], "use_cbn": False, "unsup_reduction": "batch"},
+    "FixMatch + LA": {"taus": [1], "use_cbn": False, "unsup_reduction": "batch"},
+    "CPE": {},
+    "CPE, batch normaliser": {"unsup_reduction": "batch"},
 }
 FIGURES = {
     "balanced_accuracy": "balanced accuracy",
@@ -72,13 +72,8 @@ def run_demo(out: Path, steps: int) -> str:
 
 def _train(folder: Path, arm: str, steps: int) -> dict[str, list]:
     output = folder / arm.replace(" ", "-")
-    command = [sys.executable, "training/cpe/train.py", "--config", "training/cpe/mnist_reversed.yaml", *ARMS[arm]]
-    command += ["--output_dir", str(output), "--max_steps", str(steps), "--eval_strategy", "no", "--seed", "0"]
-    result = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
-    if result.returncode:
-        raise OSError(f"the recipe failed for {arm}: {(result.stderr.strip() or 'no message').splitlines()[-1]}")
+    options = {"max_steps": steps, "eval_strategy": "no", "seed": 0, **ARMS[arm]}
+    run_script(RECIPE, output, "training/cpe/mnist_reversed.yaml", options, threads=1)
     results = json.loads((output / "results.json").read_text())
     return results["summary_mean_and_sd"][results["arm"]]
 

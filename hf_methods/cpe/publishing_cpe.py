@@ -5,9 +5,10 @@
 
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from hf_methods.cards import EXAMPLE_IMAGE, dataset_names, eval_results
 from hf_methods.cpe.pipeline_cpe import TASK, CPEImageClassificationPipeline
 from hf_methods.hub import RepositoryRecipe
 
@@ -17,11 +18,6 @@ METRICS = {
     "balanced_accuracy": ("accuracy", "balanced accuracy"),
     "tail": ("accuracy", "accuracy of the tail classes"),
 }
-# A grey picture of 28 x 28 with a white bar, which every process has: the verification needs the same image twice.
-EXAMPLE_IMAGE = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAAAHElEQVR42mNgGEqAEYX3H1WACZ/OUcnBKDm0AACl"
-    "WQEgw484FAAAAABJRU5ErkJggg=="
-)
 
 
 def save_repository(checkpoint: str, folder: Path) -> None:
@@ -41,8 +37,7 @@ def card_data(results: dict, config: dict) -> ModelCardData:
     """Metadata of a CPE card."""
     arm, split = results["arm"], results["settings"]["split"]
     dataset = results["settings"]["train"]["dataset"]
-    is_hub_id = dataset.count("/") == 1 and not Path(dataset).exists()
-    dataset_type, dataset_name = DATASETS.get(dataset, (dataset, dataset) if is_hub_id else ("images", "local images"))
+    names = dataset_names(dataset, DATASETS)
     shape = results["settings"]["train"]["unlabeled"]
     summary = results["summary_mean_and_sd"][arm]
     return ModelCardData(
@@ -50,21 +45,10 @@ def card_data(results: dict, config: dict) -> ModelCardData:
         library_name="transformers",
         pipeline_tag="image-classification",
         license="apache-2.0",
-        datasets=[dataset_type],
+        datasets=[names[0]],
         metrics=["accuracy"],
         tags=["hf_methods", "cpe", "long-tailed", "semi-supervised"],
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=dataset_type,
-                dataset_name=dataset_name,
-                dataset_split=split,
-                metric_type=metric_type,
-                metric_name=name,
-                metric_value=round(summary[metric][0], 4),
-            )
-            for metric, (metric_type, name) in METRICS.items()
-        ],
+        eval_results=eval_results("image-classification", names, split, summary, METRICS),
     )
 
 

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from hf_methods.cross_teaching.arguments_cross_teaching import CrossTeachingTrainingArguments
     from hf_methods.cross_teaching.training_cross_teaching import CrossTeachingTrainer
 
+# Imported when first used: transformers' Trainer and `datasets` import much.
+_LAZY = {
+    "CrossTeachingTrainer": "training_cross_teaching",
+    "CrossTeachingTrainingArguments": "arguments_cross_teaching",
+}
 
 AutoConfig.register(TorchvisionDetectorConfig.model_type, TorchvisionDetectorConfig, exist_ok=True)
 AutoConfig.register(CrossTeachingConfig.model_type, CrossTeachingConfig, exist_ok=True)
@@ -45,9 +50,6 @@ if TASK not in PIPELINE_REGISTRY.get_supported_tasks():  # a second registration
 
 
 def __getattr__(name: str) -> Any:
-    if name in (
-        "CrossTeachingTrainer",
-        "CrossTeachingTrainingArguments",
-    ):  # transformers' Trainer imports much, PEFT among it
-        return getattr(import_module("hf_methods.cross_teaching.training_cross_teaching"), name)
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,9 +4,6 @@
 """What `hf-methods demo cross_teaching` shows."""
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,12 +21,14 @@ from hf_methods.cross_teaching.pseudo_labels_cross_teaching import count_right, 
 from hf_methods.cross_teaching.rectification_cross_teaching import BOX_RULES, label_rectification, rectify_anchors
 from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
 from hf_methods.cross_teaching.views_cross_teaching import ViewSettings
+from hf_methods.grid import run_script
 from hf_methods.plotting import BLUE, GREY, ORANGE, new_figure
 from hf_methods.report import Section, text_table, write_report
 
 
 STEPS = 30
 CHECKPOINT = Path("model_cards/ct-digit-scenes")
+RECIPE = Path("training/cross_teaching/train.py")
 CONFIG = "training/cross_teaching/digit_scenes.yaml"
 NUM_SCENES, SCENES_SEED, THRESHOLD = 300, 200, 0.7
 HEADER = ["rule", "own labels", "right, %", "rectified labels", "right, %", "changed, %"]
@@ -138,32 +137,17 @@ def _train(steps: int) -> list[dict]:
     """Train both detectors on by the recipe; the precision of their pseudo labels as it went."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "run")
-        command = [sys.executable, "training/cross_teaching/train.py", "--config", CONFIG, "--output_dir", str(output)]
-        command += [
-            "--checkpoints",
-            str(CHECKPOINT),
-            "--burn_in_steps",
-            "0",
-            "--ramp_start",
-            "0",
-            "--save_strategy",
-            "no",
-        ]
-        command += [
-            "--max_steps",
-            str(steps),
-            "--logging_steps",
-            str(max(1, steps // 3)),
-            "--num_scenes",
-            "100",
-            "300",
-            "20",
-        ]
-        command += ["--split_seed", str(SCENES_SEED)]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise OSError(f"the recipe failed: {(result.stderr.strip() or 'no message').splitlines()[-1]}")
+        options = {
+            "checkpoints": [CHECKPOINT],
+            "burn_in_steps": 0,
+            "ramp_start": 0,
+            "save_strategy": "no",
+            "max_steps": steps,
+            "logging_steps": max(1, steps // 3),
+            "num_scenes": [100, 300, 20],
+            "split_seed": SCENES_SEED,
+        }
+        run_script(RECIPE, output, CONFIG, options, threads=1)
         return json.loads((output / "results.json").read_text())["log"]
 
 

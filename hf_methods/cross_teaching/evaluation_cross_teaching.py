@@ -75,7 +75,7 @@ def detect(
     return found, truths, num_bad
 
 
-def detection_metrics(
+def average_precisions(
     detections: list[dict[str, Tensor]], truths: list[dict[str, Tensor]], num_labels: int
 ) -> dict[str, float]:
     """`map`, `map_50`, `map_75` (COCO's, torchmetrics) and `voc07_ap50`; 0 where the truth has no object at all.

@@ -5,9 +5,10 @@
 
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
+from hf_methods.cards import EXAMPLE_IMAGE, eval_results
 from hf_methods.cross_teaching.configuration_cross_teaching import CrossTeachingConfig
 from hf_methods.cross_teaching.detectors_cross_teaching import build_processor
 from hf_methods.cross_teaching.modeling_cross_teaching import CrossTeachingModel
@@ -22,16 +23,11 @@ DATASETS = {  # of the recipe's `data_format`, as (type, name) in a model index
     "imagefolder": ("images", "local images"),
 }
 METRICS = {
-    "map_50": "mAP at IoU 0.5, mean of the students (COCO, 101 points)",
-    "map": "mAP, mean of the students (COCO, 101 points)",
-    "voc07_ap50": "AP at IoU 0.5, mean of the students (VOC 2007, 11 points)",
-    "ensemble_map_50": "mAP at IoU 0.5 of the ensemble (COCO, 101 points)",
+    "map_50": ("map", "mAP at IoU 0.5, mean of the students (COCO, 101 points)"),
+    "map": ("map", "mAP, mean of the students (COCO, 101 points)"),
+    "voc07_ap50": ("map", "AP at IoU 0.5, mean of the students (VOC 2007, 11 points)"),
+    "ensemble_map_50": ("map", "mAP at IoU 0.5 of the ensemble (COCO, 101 points)"),
 }
-# A grey picture of 28 x 28 with a white bar, which every process has: the verification needs the same image twice.
-EXAMPLE_IMAGE = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAAAHElEQVR42mNgGEqAEYX3H1WACZ/OUcnBKDm0AACl"
-    "WQEgw484FAAAAABJRU5ErkJggg=="
-)
 
 
 def save_repository(checkpoint: str, folder: Path) -> None:
@@ -59,29 +55,18 @@ def save_repository(checkpoint: str, folder: Path) -> None:
 def card_data(results: dict, config: dict) -> ModelCardData:
     """Metadata of a card."""
     arm, train = results["arm"], results["settings"]["train"]
-    dataset_type, dataset_name = DATASETS[train["data_format"]]
+    names = DATASETS[train["data_format"]]
     summary = results["summary_mean_and_sd"][arm]
     split = train["scenes_split"] if train["data_format"] == "scenes" else "evaluation"
     return ModelCardData(
-        model_name=f"{arm}, {dataset_name}",
+        model_name=f"{arm}, {names[1]}",
         library_name="transformers",
         pipeline_tag="object-detection",
         license="apache-2.0",
-        datasets=[dataset_type],
+        datasets=[names[0]],
         metrics=["map"],
         tags=["hf_methods", "cross_teaching", "object-detection", "semi-supervised"],
-        eval_results=[
-            EvalResult(
-                task_type="object-detection",
-                dataset_type=dataset_type,
-                dataset_name=dataset_name,
-                dataset_split=split,
-                metric_type="map",
-                metric_name=name,
-                metric_value=round(summary[metric][0], 4),
-            )
-            for metric, name in METRICS.items()
-        ],
+        eval_results=eval_results("object-detection", names, split, summary, METRICS),
     )
 
 

@@ -30,7 +30,7 @@ ARMS = {"sup": "supervised", "self": "self-labelling", "mutual": "mutual teachin
 
 
 @dataclass
-class DetectorArguments:
+class ModelArguments:
     """The detectors and how they teach each other; what is left out is `CrossTeachingConfig`'s or the architecture's."""
 
     architecture: str = field(default="ssd300_vgg16", metadata={"help": "See TorchvisionDetectorConfig."})
@@ -75,7 +75,7 @@ class DetectorArguments:
 
 
 @dataclass
-class DetectionDataArguments:
+class DataArguments:
     """Labelled, unlabelled and evaluation images."""
 
     data_format: str = field(metadata={"help": "'scenes', 'imagefolder', 'coco' or 'voc'."})
@@ -120,7 +120,7 @@ class DetectionDataArguments:
             raise ValueError("`labeled_images` and `evaluation_images` must be given with data_format='coco'.")
 
 
-def load_data(args: DetectionDataArguments) -> tuple[Dataset, Dataset | None, Dataset, dict[str, Any]]:
+def load_data(args: DataArguments) -> tuple[Dataset, Dataset | None, Dataset, dict[str, Any]]:
     """The labelled, the unlabelled and the evaluation set, and what is worth telling of them.
 
     Raises:
@@ -151,7 +151,7 @@ def load_data(args: DetectionDataArguments) -> tuple[Dataset, Dataset | None, Da
     return labeled, unlabeled, evaluation, notes
 
 
-def _load(args: DetectionDataArguments, which: str, names: list[str] | None) -> tuple[Dataset, dict[str, Any]]:
+def _load(args: DataArguments, which: str, names: list[str] | None) -> tuple[Dataset, dict[str, Any]]:
     path, keep_empty = getattr(args, which), args.keep_empty or which != "labeled"
     if args.data_format == "imagefolder":
         dataset, report = load_imagefolder(path, names, keep_empty)
@@ -162,7 +162,7 @@ def _load(args: DetectionDataArguments, which: str, names: list[str] | None) -> 
     return dataset, {which: dict(report.counts)}
 
 
-def build_model(args: DetectorArguments, names: list[str]) -> CrossTeachingModel:
+def build_model(args: ModelArguments, names: list[str]) -> CrossTeachingModel:
     """Students with random weights, perhaps but for their backbones, or from `args.checkpoints`.
 
     Args:
@@ -233,7 +233,7 @@ def compute_figures(trainer: CrossTeachingTrainer) -> dict[str, float]:
     }
 
 
-def build_views(args: DetectionDataArguments, model: CrossTeachingModel) -> ViewSettings:
+def build_views(args: DataArguments, model: CrossTeachingModel) -> ViewSettings:
     """Training views: the detector's size and normalisation, and the augmentation of the settings."""
     own = {f.name for f in fields(ViewSettings)} & vars(args).keys()
     options = {name: getattr(args, name) for name in own if name != "image_sizes"}

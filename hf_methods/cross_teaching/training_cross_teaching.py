@@ -24,7 +24,7 @@ from hf_methods.cross_teaching.arguments_cross_teaching import CrossTeachingTrai
 from hf_methods.cross_teaching.checks_cross_teaching import RUN_FILE, check_resume, check_run, last_whole_checkpoint
 from hf_methods.cross_teaching.data_cross_teaching import label_names
 from hf_methods.cross_teaching.detectors_cross_teaching import build_processor
-from hf_methods.cross_teaching.evaluation_cross_teaching import detect, detection_metrics
+from hf_methods.cross_teaching.evaluation_cross_teaching import average_precisions, detect
 from hf_methods.cross_teaching.fusion_cross_teaching import weighted_boxes_fusion
 from hf_methods.cross_teaching.modeling_cross_teaching import CrossTeachingModel
 from hf_methods.cross_teaching.sampling_cross_teaching import (
@@ -309,7 +309,7 @@ class CrossTeachingTrainer(Trainer):
         detections["ensemble"] = weighted_boxes_fusion(teachers)
         metrics: dict[str, float] = {}
         for name, rows in detections.items():
-            for key, value in detection_metrics(rows, truths, len(label_names(dataset))).items():
+            for key, value in average_precisions(rows, truths, len(label_names(dataset))).items():
                 metrics[f"{metric_key_prefix}_{name}_{key}"] = value
         of_students = [metrics[f"{metric_key_prefix}_student_{i}_map_50"] for i in range(len(model.students))]
         metrics[f"{metric_key_prefix}_map_50_mean"] = float(np.mean(of_students))

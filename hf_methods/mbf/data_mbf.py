@@ -4,7 +4,6 @@
 """Images, their split by source, and the data set of attacked and of noisy images."""
 
 import gzip
-import hashlib
 import json
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -265,12 +264,3 @@ def with_pixel_values(dataset: Dataset, classifier: PixelClassifier) -> Dataset:
         return {**{name: column for name, column in batch.items() if name != "image"}, "pixel_values": pixels.cpu()}
 
     return dataset.with_transform(transform)
-
-
-def image_digest(dataset: Dataset) -> str:
-    """SHA-256 (first 16 hex digits) over the pixels and classes of a data set, for results.json and file names."""
-    digest = hashlib.sha256()
-    for row in dataset:
-        image = row["image"]
-        digest.update(f"{image.mode} {image.size} {row['label']}\0".encode() + image.tobytes())
-    return digest.hexdigest()[:16]

@@ -5,9 +5,10 @@
 
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 from transformers import AutoConfig, AutoImageProcessor
 
+from hf_methods.cards import EXAMPLE_IMAGE, dataset_names, eval_results
 from hf_methods.hub import RepositoryRecipe
 from hf_methods.mbf.modeling_mbf import CLASSIFIER_FOLDER, MBFDetector
 from hf_methods.mbf.pipeline_mbf import TASK, AdversarialDetectionPipeline
@@ -24,11 +25,6 @@ METRICS = {
     "leave_one_out_auroc": "AUROC, trained on all other attacks",
     "other_source_auroc": "AUROC, images of another source",
 }
-# A grey picture of 28 x 28 with a white bar, which every process has: the verification needs the same image twice.
-EXAMPLE_IMAGE = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAAAHElEQVR42mNgGEqAEYX3H1WACZ/OUcnBKDm0AACl"
-    "WQEgw484FAAAAABJRU5ErkJggg=="
-)
 
 
 def save_repository(checkpoint: str, folder: Path) -> None:
@@ -57,31 +53,18 @@ def card_data(results: dict, config: dict) -> ModelCardData:
     arm, train = results["arm"], results["settings"]["train"]
     summary = results["summary_mean_and_sd"][arm]
     images = train["images"]
-    is_hub_id = images.count("/") == 1 and not Path(images).exists()
-    unknown = (images, images) if is_hub_id else ("images", "local images")
-    dataset_type, dataset_name = DATASETS.get(images, unknown)
+    names = dataset_names(images, DATASETS)
+    metrics = {figure: ("roc_auc", name) for figure, name in METRICS.items() if figure in summary}
     return ModelCardData(
         model_name=f"{arm}, {images}, {train['architecture']}",
         library_name="transformers",
         base_model=config["classifier_id"],
         pipeline_tag="image-classification",
         license="apache-2.0",
-        datasets=[dataset_type],
+        datasets=[names[0]],
         metrics=["roc_auc"],
         tags=["hf_methods", "mbf", "adversarial-detection", "security"],
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=dataset_type,
-                dataset_name=dataset_name,
-                dataset_split=results["settings"]["split"],
-                metric_type="roc_auc",
-                metric_name=name,
-                metric_value=round(summary[metric][0], 4),
-            )
-            for metric, name in METRICS.items()
-            if metric in summary
-        ],
+        eval_results=eval_results("image-classification", names, results["settings"]["split"], summary, metrics),
     )
 
 

@@ -3,9 +3,9 @@
 
 """OrthoAdam (arXiv 2410.17174): an optimizer for plain loops, accelerate and `Trainer`."""
 
-from hf_methods.ortho_adam.ortho_adam import (
+from hf_methods.ortho_adam.ortho_adam import OrthoAdam
+from hf_methods.ortho_adam.parameter_groups import (
     RESIDUAL_ROTATIONS,
-    OrthoAdam,
     ortho_adam_cls_and_kwargs,
     ortho_adam_parameter_groups,
 )

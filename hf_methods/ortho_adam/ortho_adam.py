@@ -7,17 +7,16 @@ Kaul, Ma, Elezi, Deng: From Attention to Activation, ICLR 2025, arXiv 2410.17174
 division makes the coordinate axes of a parameter special, and outlier activations grow along them. The paper draws one
 orthogonal Q for each parameter; how its code structures Q for large parameters is not known to us. Here Q is one
 rotation for each axis of the parameter (their Kronecker product), so that both sides of a weight matrix are mixed;
-`RESIDUAL_ROTATIONS` rotates only the residual stream's side, which costs less perplexity and less time.
+`RESIDUAL_ROTATIONS` (parameter_groups.py) rotates only the residual stream's side, which costs less perplexity and less time.
 """
 
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -30,16 +29,6 @@ logger = logging.get_logger(__name__)
 
 ROTATIONS = ("auto", "kronecker", "full", "hadamard", "none")
 MAX_FULL_NUMEL = 4096
-# Only the residual stream's axis of the matrices of GPT-2 (Conv1D: in, out) and of Llama, Mistral, Qwen and OPT
-# (Linear: out, in). Outlier features live on that axis; heads, neurons, positions and tokens keep step sizes of their own.
-RESIDUAL_ROTATIONS: dict[str, tuple[str, ...] | str] = {
-    r"\.(wte|wpe|embed_tokens|embed_positions)\.weight$|^lm_head\.weight$": ("none", "auto"),
-    r"\.(c_attn|c_fc)\.weight$": ("auto", "none"),
-    r"\.c_proj\.weight$": ("none", "auto"),
-    r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.weight$": ("none", "auto"),
-    r"\.(o_proj|down_proj|out_proj|fc2)\.weight$": ("auto", "none"),
-    r"\.(c_attn|c_fc|q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.bias$|\.(q_norm|k_norm)\.weight$": "none",
-}
 
 
 def ortho_adam_update(
@@ -446,53 +435,3 @@ def _check_group(group: dict[str, Any]) -> None:
             raise ValueError(f"`rotation` must be one of {', '.join(ROTATIONS)}, got {kind!r}.")
     if rotation == "full" and group["shard_local"]:
         raise ValueError("rotation='full' mixes all axes of a parameter: it can't be used with shard_local=True.")
-
-
-def ortho_adam_parameter_groups(
-    model: nn.Module, weight_decay: float, rotations: Mapping[str, str | Sequence[str]] | None = None
-) -> list[dict[str, Any]]:
-    """Groups of named parameters: decayed (two and more axes) and not decayed (biases, norms).
-
-    Trainer's own filter goes by names and would decay a `SingleScaleRMSNorm`. Tied weights appear once, frozen ones
-    not at all.
-
-    Args:
-        model: the very object that is given to Trainer.
-        weight_decay: weight decay of parameters with two and more axes.
-        rotations: `rotation` of the parameters whose name matches a regular expression (`re.search`; the first match
-            holds), in groups of their own. `RESIDUAL_ROTATIONS` rotates the axis of the residual stream only.
-
-    Raises:
-        ValueError: no trainable parameter's name matches any of `rotations`.
-    """
-    rotations = rotations or {}
-    groups: dict[tuple, dict[str, Any]] = {}
-    for is_decayed in (True, False):
-        for name, param in model.named_parameters():
-            if not param.requires_grad or (param.ndim >= 2) != is_decayed:
-                continue
-            pattern = next((pattern for pattern in rotations if re.search(pattern, name)), None)
-            options: dict[str, Any] = {"weight_decay": weight_decay if is_decayed else 0.0}
-            if pattern is not None:
-                options["rotation"] = rotations[pattern]
-            group = groups.setdefault((is_decayed, str(options.get("rotation"))), {"params": [], **options})
-            group["params"].append((name, param))
-    if rotations and not any("rotation" in group for group in groups.values()):
-        raise ValueError(f"no trainable parameter's name matches `rotations`: {', '.join(rotations)}.")
-    return list(groups.values())
-
-
-def ortho_adam_cls_and_kwargs(
-    model: nn.Module, args, rotations: Mapping[str, str | Sequence[str]] | None = None, **kwargs
-) -> tuple[type[OrthoAdam], dict[str, Any]]:
-    """`Trainer(optimizer_cls_and_kwargs=...)` for OrthoAdam with the settings of `TrainingArguments`.
-
-    Args:
-        model: the very object that is given to Trainer.
-        args (`TrainingArguments`): learning_rate, adam_beta1, adam_beta2, adam_epsilon and weight_decay are used.
-        rotations: see `ortho_adam_parameter_groups`.
-        kwargs: further arguments of `OrthoAdam`.
-    """
-    groups = ortho_adam_parameter_groups(model, args.weight_decay, rotations)
-    settings = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-    return OrthoAdam, {"params": groups, **settings, **kwargs}

@@ -5,9 +5,10 @@
 
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_methods.cards import dataset_names, eval_results
 from hf_methods.hub import RepositoryRecipe
 from hf_methods.softmax1.pipeline_softmax1 import TASK, Softmax1TextGenerationPipeline
 
@@ -18,9 +19,9 @@ CORPORA = {  # of hf_methods.data, as (type, name) of a data set in a model inde
     "shakespeare": ("shakespeare", "the works of Shakespeare"),
 }
 METRICS = {
-    "perplexity": "perplexity",
-    "first_token_mass_pct": "attention on the first token, %",
-    "kurtosis_first": "kurtosis of the first token's activations",
+    "perplexity": ("perplexity", "perplexity"),
+    "first_token_mass_pct": ("first_token_mass_pct", "attention on the first token, %"),
+    "kurtosis_first": ("kurtosis_first", "kurtosis of the first token's activations"),
 }
 
 
@@ -47,8 +48,7 @@ def card_data(results: dict, config: dict) -> ModelCardData:
     """Metadata of a softmax-1 card."""
     arm, split = results["arm"], results["settings"]["split"]
     corpus = results["settings"]["train"]["corpus"]
-    is_hub_id = corpus.count("/") == 1 and not Path(corpus).exists()
-    dataset_type, dataset_name = CORPORA.get(corpus, (corpus, corpus) if is_hub_id else ("text", "local text files"))
+    names = dataset_names(corpus, CORPORA, local=("text", "local text files"))
     summary = results["summary_mean_and_sd"][arm]
     return ModelCardData(
         model_name=f"{arm}, {config['model_type'].removeprefix('softmax1_')}",
@@ -56,21 +56,10 @@ def card_data(results: dict, config: dict) -> ModelCardData:
         pipeline_tag="text-generation",
         license="apache-2.0",
         language="en",
-        datasets=[dataset_type],
+        datasets=[names[0]],
         metrics=["perplexity"],
         tags=["hf_methods", "softmax1", "attention-sink", "outlier-activations", "quantization"],
-        eval_results=[
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=dataset_type,
-                dataset_name=dataset_name,
-                dataset_split=split,
-                metric_type=metric,
-                metric_name=name,
-                metric_value=round(summary[metric][0], 2),
-            )
-            for metric, name in METRICS.items()
-        ],
+        eval_results=eval_results("text-generation", names, split, summary, METRICS, digits=2),
     )
 
 

@@ -5,8 +5,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from hf_methods.grid import run_script
 from hf_methods.plotting import BLUE, GREY, ORANGE, new_figure
 from hf_methods.report import Section, text_table, write_report
 
@@ -21,6 +20,7 @@ from hf_methods.report import Section, text_table, write_report
 STEPS = 320
 NUM_BASE_CLASSES, BATCH_SIZE = 34, 32
 CHECKPOINT = Path("model_cards/clip-emoji-subpt")
+RECIPE = Path("training/subpt/train.py")
 GRID = Path("training/subpt/grid.yaml")
 ZERO_SHOT = "zero-shot CLIP"
 ARMS = {"CoOp": "CoOp", "SubPT + NFL": "SubPT + NFL, unrelated names"}  # label: arm of the grid
@@ -53,9 +53,11 @@ def run_demo(out: Path, steps: int) -> str:
     least = setting["subspace_rank"] + 1  # snapshots of as many epochs span the directions
     epochs = max(least, steps // max(1, NUM_BASE_CLASSES * setting["num_shots"] // BATCH_SIZE))
     early = max(least, round(epochs * setting["subspace_epochs"] / setting["num_train_epochs"]))
-    options = ["--config", grid["train_config"], "--num_train_epochs", str(epochs), "--subspace_epochs", str(early)]
+    options = {"num_train_epochs": epochs, "subspace_epochs": early}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(min(len(ARMS), os.cpu_count() or 1)) as pool:
-        train = lambda arm: _train(Path(folder), arm, options, grid["arms"][ARMS[arm]])  # noqa: E731
+        train = lambda arm: _train(  # noqa: E731
+            Path(folder), arm, grid["train_config"], {**options, **grid["arms"][ARMS[arm]]}
+        )
         results = dict(zip(ARMS, pool.map(train, ARMS), strict=True))
     seconds = time.time() - start
     columns = {ZERO_SHOT: results["CoOp"]["summary_mean_and_sd"][ZERO_SHOT]}
@@ -78,16 +80,9 @@ def run_demo(out: Path, steps: int) -> str:
     return f"{text_table(header, rows)}\ntrained {len(ARMS)} x {epochs} epochs in {seconds:.0f} s; report: {report}"
 
 
-def _train(folder: Path, arm: str, options: list[str], of_arm: dict) -> dict:
+def _train(folder: Path, arm: str, config: str, options: dict) -> dict:
     output = folder / arm.replace(" ", "-")
-    command = [sys.executable, "training/subpt/train.py", *options, "--output_dir", str(output), "--seed", "0"]
-    for name, value in of_arm.items():
-        command += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    result = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
-    if result.returncode:
-        raise OSError(f"the recipe failed for {arm}: {(result.stderr.strip() or 'no message').splitlines()[-1]}")
+    run_script(RECIPE, output, config, {"seed": 0, **options}, threads=1)
     return json.loads((output / "results.json").read_text("utf-8"))
 
 

@@ -6,9 +6,10 @@
 import shutil
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 from transformers import AutoImageProcessor, AutoModelForZeroShotImageClassification, AutoTokenizer
 
+from hf_methods.cards import EXAMPLE_IMAGE, dataset_names, eval_results, is_hub_id
 from hf_methods.hub import RepositoryRecipe
 from hf_methods.subpt.pipeline_subpt import TASK, PromptedZeroShotPipeline
 
@@ -24,11 +25,6 @@ METRICS = {
     "all": "accuracy",
 }
 ADAPTERS = ("adapter", "adapter_coop")  # beside the merged model: its context, and for comparison CoOp's, for PEFT
-# A grey picture of 28 x 28 with a white bar, which every process has: the verification needs the same image twice.
-EXAMPLE_IMAGE = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAAAHElEQVR42mNgGEqAEYX3H1WACZ/OUcnBKDm0AACl"
-    "WQEgw484FAAAAABJRU5ErkJggg=="
-)
 
 
 def save_repository(checkpoint: str, folder: Path) -> None:
@@ -55,39 +51,24 @@ def save_repository(checkpoint: str, folder: Path) -> None:
             shutil.copytree(Path(checkpoint, name), Path(folder, name), ignore=shutil.ignore_patterns("README.md"))
 
 
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith("model_cards/") and not Path(name).exists()
-
-
 def card_data(results: dict, config: dict) -> ModelCardData:
     """Metadata of a card."""
     arm, train = results["arm"], results["settings"]["train"]
     summary = results["summary_mean_and_sd"][arm]
-    dataset = train["dataset"]
-    unknown = (dataset, dataset) if _is_hub_id(dataset) else ("images", "local images")
-    dataset_type, dataset_name = DATASETS.get(dataset, unknown)
+    names = dataset_names(train["dataset"], DATASETS)
+    metrics = {figure: ("accuracy", name) for figure, name in METRICS.items() if figure in summary}
     return ModelCardData(
         model_name=f"{arm}, {train['num_shots']} shots",
         library_name="transformers",
-        base_model=train["base_model"] if _is_hub_id(train["base_model"]) else None,
+        base_model=train["base_model"] if is_hub_id(train["base_model"]) else None,
         pipeline_tag="zero-shot-image-classification",
         license="apache-2.0",
-        datasets=[dataset_type],
+        datasets=[names[0]],
         metrics=["accuracy"],
         tags=["hf_methods", "subpt", "prompt-tuning", "peft"],
-        eval_results=[
-            EvalResult(
-                task_type="zero-shot-image-classification",
-                dataset_type=dataset_type,
-                dataset_name=dataset_name,
-                dataset_split=results["settings"]["split"],
-                metric_type="accuracy",
-                metric_name=name,
-                metric_value=round(summary[metric][0], 2),
-            )
-            for metric, name in METRICS.items()
-            if metric in summary
-        ],
+        eval_results=eval_results(
+            "zero-shot-image-classification", names, results["settings"]["split"], summary, metrics, digits=2
+        ),
     )
 
 

@@ -21,6 +21,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments
 from hf_methods.subpt.data_subpt import (
     FeatureDataset,
     cache_image_features,
@@ -211,7 +212,16 @@ def load_data(
     return PromptData(cached, list(shots.features[label].names), tests, digests)
 
 
-def measure(tests: dict[str, tuple[Tensor, Tensor, list[str]]], features_of) -> dict[str, float]:
+def name_of_arm(args: SubPTTrainingArguments) -> str:
+    """What the settings are called in tables."""
+    sources = {"snapshots": " + SubPT", "late": " + late subspace", "random": " + random subspace"}
+    subspace = sources[args.subspace_source] if args.subspace_rank else ""
+    anchor = {"auxiliary": " + NFL", "base": " + anchor on base names", "both": " + NFL and base anchor"}
+    stopped = f" stopped at epoch {args.stop_epochs}" if args.stop_epochs else ""
+    return f"CoOp{subspace}{anchor[args.anchor_names] if args.nfl_weight else ''}{stopped}"
+
+
+def compute_figures(tests: dict[str, tuple[Tensor, Tensor, list[str]]], features_of) -> dict[str, float]:
     """Accuracy in percent of each group, and the harmonic mean of base and novel.
 
     Args:
@@ -246,5 +256,5 @@ class AccuracyCurve(TrainerCallback):
         self.rows = []  # of the phase before
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        figures = measure(self.tests, self.trainer.prompt_model.encode_classes)
+        figures = compute_figures(self.tests, self.trainer.prompt_model.encode_classes)
         self.rows.append({"epoch": round(state.epoch), **figures})

@@ -25,8 +25,8 @@ from hf_methods.mbf import MBFConfig, MBFFeatureExtractor
 from hf_methods.mbf.attacks_mbf import PixelClassifier
 from hf_methods.mbf.baselines_mbf import lid_features, moment_features
 from hf_methods.mbf.data_mbf import load_images
+from hf_methods.mbf.recipe_mbf import ClassifierArguments, build_classifier
 from hf_methods.mbf.svm_mbf import svm_decision
-from hf_methods.mbf.training_mbf import ClassifierArguments, build_classifier
 
 
 CHECKPOINT = Path(__file__).parents[2] / "model_cards" / "mbf-mnist5k"

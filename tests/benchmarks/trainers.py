@@ -33,9 +33,12 @@ from hf_methods import (
 from hf_methods.cpe import recipe_cpe as cpe
 from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
 from hf_methods.cross_teaching.training_cross_teaching import default_views
-from hf_methods.mbf import training_mbf as mbf
+from hf_methods.mbf import recipe_mbf as mbf
+from hf_methods.mbf.arguments_mbf import MBFTrainingArguments
+from hf_methods.mbf.training_mbf import ClassifierTrainer
 from hf_methods.ortho_adam import ortho_adam_cls_and_kwargs
-from hf_methods.softmax1 import training_softmax1 as softmax1
+from hf_methods.softmax1 import recipe_softmax1 as softmax1
+from hf_methods.softmax1.arguments_softmax1 import Softmax1TrainingArguments
 from hf_methods.subpt.recipe_subpt import make_tiny_clip
 from hf_methods.subpt.subspace_subpt import random_basis
 
@@ -67,7 +70,7 @@ def make_softmax1(folder: Path, steps: int, tiny: bool, **options: Any) -> Train
     seq_len, vocabulary = (16, 99) if tiny else (256, 50257)
     tokenizer: Any = Tokenizer(size=vocabulary, bos_token_id=0, eos_token_id=0, pad_token_id=None)
     model = softmax1.build_model(softmax1.ModelArguments(**sizes), tokenizer, seq_len)
-    args = softmax1.Softmax1TrainingArguments(str(folder), per_device_train_batch_size=4, max_steps=steps, **options)
+    args = Softmax1TrainingArguments(str(folder), per_device_train_batch_size=4, max_steps=steps, **options)
     blocks = torch.randint(vocabulary, (64, seq_len), generator=torch.Generator().manual_seed(0)).tolist()
     return Trainer(
         model, args, train_dataset=[{"input_ids": block, "labels": block} for block in blocks],
@@ -133,10 +136,10 @@ def make_mbf(folder: Path, steps: int, tiny: bool, **options: Any) -> Trainer:
     model, processor = mbf.build_classifier(settings, images)
     pixels = processor(list(images["image"]), return_tensors="pt")["pixel_values"]
     rows = [{"pixel_values": row, "labels": label} for row, label in zip(pixels, images["label"], strict=True)]
-    args = mbf.MBFTrainingArguments(
+    args = MBFTrainingArguments(
         str(folder), per_device_train_batch_size=8 if tiny else 128, max_steps=steps, **options
     )
-    return mbf.ClassifierTrainer(model=model, args=args, train_dataset=rows, data_collator=default_data_collator)
+    return ClassifierTrainer(model=model, args=args, train_dataset=rows, data_collator=default_data_collator)
 
 
 TRAINERS = {

@@ -9,14 +9,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from models_cpe import BACKBONES, COUNTS, SMALL, images, make, official_names
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
-    ConvNextConfig,
-    ResNetConfig,
-    TimmWrapperConfig,
-    ViTConfig,
 )
 
 from hf_methods.cpe import (
@@ -24,110 +20,8 @@ from hf_methods.cpe import (
     CPEConfig,
     CPEForImageClassification,
     CPEModel,
-    convert_official_checkpoint,
 )
 from hf_methods.cpe.losses_cpe import log_class_prior
-
-
-COUNTS = [40, 25, 12, 6, 3]
-SMALL = dict(num_labels=5, class_counts=COUNTS, depth=10, widen_factor=1)
-BACKBONES = {
-    "resnet": ResNetConfig(hidden_sizes=[8, 16], depths=[1, 1], embedding_size=8, layer_type="basic"),
-    "convnext": ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=2),
-    "vit": ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8
-    ),
-    "timm": TimmWrapperConfig(
-        architecture="resnet10t", model_args={"channels": [8, 8, 8, 16], "layers": [1, 1, 1, 1], "stem_width": 8}
-    ),
-}
-
-
-def make(seed=0, **fields):
-    """A model none of whose parameters and statistics has a special value."""
-    torch.manual_seed(seed)
-    model = CPEForImageClassification(CPEConfig(**{**SMALL, **fields}))
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("running_var"):
-                tensor += torch.rand_like(tensor)
-            elif tensor.is_floating_point():
-                tensor += 0.05 * torch.randn_like(tensor)
-    return model
-
-
-def images(n=6, size=16, seed=1):
-    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-# --- classwise batch normalisation -------------------------------------------------------------------------------------
-
-
-def three_batch_norms(norm):
-    """A `BatchNorm2d` for each branch, with its affine parameters and the same statistics."""
-    layers = []
-    for weight, bias in zip(norm.weight.detach(), norm.bias.detach()):
-        layer = nn.BatchNorm2d(len(weight), eps=norm.eps, momentum=norm.momentum).to(weight.dtype)
-        layer.load_state_dict(
-            {"weight": weight, "bias": bias, **{name: buffer for name, buffer in norm.named_buffers()}}
-        )
-        layers.append(layer)
-    return layers
-
-
-def random_norm(dtype, channels=4, groups=3):
-    generator = torch.Generator().manual_seed(0)
-    norm = ClasswiseBatchNorm(channels, groups).to(dtype)
-    with torch.no_grad():
-        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-    return norm
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["float64", "float32"]
-)
-def test_classwise_batch_norm_equals_a_batch_norm_for_each_branch(training, dtype, tolerance):
-    norm = random_norm(dtype).train(training)
-    layers = [layer.train(training) for layer in three_batch_norms(norm)]
-    features = torch.randn(5, 4, 3, 2, dtype=dtype, generator=torch.Generator().manual_seed(1)) * 3 + 1
-    weights = torch.randn(5, 3, 4, dtype=dtype, generator=torch.Generator().manual_seed(2))
-    ours, theirs = features.clone().requires_grad_(), features.clone().requires_grad_()
-    branches = norm.branches(norm(ours))
-    expected = torch.stack([layer(theirs).mean((2, 3)) for layer in layers], 1)
-    torch.testing.assert_close(branches, expected, rtol=0, atol=tolerance)
-    (branches * weights).sum().backward()
-    (expected * weights).sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=tolerance)
-    torch.testing.assert_close(norm.weight.grad, torch.stack([layer.weight.grad for layer in layers]))
-    torch.testing.assert_close(norm.bias.grad, torch.stack([layer.bias.grad for layer in layers]))
-    for name, buffer in norm.named_buffers():
-        torch.testing.assert_close(buffer, getattr(layers[1], name), rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(norm.mean_branch(norm(features)), norm.branches(norm(features)).mean(1))
-
-
-def test_pooled_features_are_normalised_as_by_batch_norm_1d():
-    norm = random_norm(torch.float64)
-    features = torch.randn(7, 4, dtype=torch.float64)
-    z = F.batch_norm(features, None, None, training=True, eps=norm.eps)
-    torch.testing.assert_close(norm(features), z, rtol=0, atol=1e-12)
-
-
-def test_a_mean_far_above_the_deviation_does_not_cancel():
-    norm, features = random_norm(torch.float32), torch.randn(64, 4, 8, 8) + 3000
-    expected = random_norm(torch.float64)(features.double())
-    torch.testing.assert_close(norm(features).double(), expected, rtol=0, atol=2e-3)
-    naive = features.square().mean((0, 2, 3)) - features.mean((0, 2, 3)).square()
-    assert (naive - 1).abs().max() > 0.3  # E[x^2] - E[x]^2 does
-
-
-def test_one_value_per_channel_has_no_variance():
-    norm = ClasswiseBatchNorm(4, 3)
-    with pytest.raises(ValueError, match="more than one value per channel"):
-        norm(torch.zeros(1, 4))
-    norm(torch.zeros(1, 4, 2, 2))
-    norm.eval()(torch.zeros(1, 4))
 
 
 # --- the backbone ------------------------------------------------------------------------------------------------------
@@ -146,29 +40,6 @@ def test_the_number_of_parameters_is_the_official_one(fields, parameters):
     with torch.device("meta"):
         model = CPEForImageClassification(CPEConfig(**fields))
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-
-
-def official_names(model, official=None):
-    """The state of a model under the names of the official code, dead batch norms included."""
-    official = {} if official is None else official
-    state = model.state_dict()
-    for key, value in state.items():
-        if key.startswith("backbone.encoder.stages."):
-            stage, block, *rest = key.removeprefix("backbone.encoder.stages.").split(".")
-            rest = [{"shortcut": "convShortcut"}.get(part, part) for part in rest]
-            official[f"backbone.block{int(stage) + 1}.layer.{block}.{'.'.join(rest)}"] = value
-        elif key.startswith("backbone.encoder."):
-            name = key.removeprefix("backbone.encoder.").replace("stem", "conv1").replace("norm", "bn1")
-            official[f"backbone.{name}"] = value
-    weights, biases = (state[f"classifier.{name}"].chunk(3) for name in ("weight", "bias"))
-    for e, head in enumerate(("backbone.classifier", "classifier2", "classifier3")):
-        official |= {f"{head}.weight": weights[e], f"{head}.bias": biases[e]}
-    for b, branch in enumerate("HMT"):
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            official[f"backbone.BN{branch}.{name}"] = state[f"classwise_norm.{name}"]
-        for name in ("weight", "bias"):
-            official[f"backbone.BN{branch}.{name}"] = state[f"classwise_norm.{name}"][b]
-    return official
 
 
 def official_forward(state, pixel_values, num_blocks, training):
@@ -493,47 +364,3 @@ def test_evaluation_and_training_steps_compile_to_one_graph():
         model.config.class_counts = again.config.class_counts = counts
         output = compiled(labeled, labels, weak, strong, threshold=0.25)
         torch.testing.assert_close(output.loss, again(labeled, labels, weak, strong, threshold=0.25).loss)
-
-
-# --- official checkpoints ----------------------------------------------------------------------------------------------
-
-
-def official_checkpoint(path, keep_dead_bn=True, prefix="module.", wrap=True):
-    model = make(depth=16, keep_dead_bn=keep_dead_bn).eval()
-    state = {f"{prefix}{key}": value for key, value in official_names(model).items()}
-    torch.save({"model": {}, "ema_model": state, "it": 3} if wrap else state, path)
-    return model
-
-
-@pytest.mark.parametrize(("prefix", "wrap"), [("module.", True), ("", False)])
-def test_an_official_checkpoint_gives_its_logits(prefix, wrap, tmp_path):
-    official = official_checkpoint(tmp_path / "best.pth", prefix=prefix, wrap=wrap)
-    converted = convert_official_checkpoint(tmp_path / "best.pth")
-    expected = official(images())
-    assert not converted.config.keep_dead_bn and converted.config.depth == 16
-    torch.testing.assert_close(converted(images()).expert_logits, expected.expert_logits)
-    config = CPEConfig(**{**SMALL, "depth": 16, "keep_dead_bn": True})
-    kept = convert_official_checkpoint(tmp_path / "best.pth", config)
-    assert kept.config.class_counts == COUNTS
-    assert all(torch.equal(value, official.state_dict()[key]) for key, value in kept.state_dict().items())
-
-
-class Exploit:
-    def __reduce__(self):
-        return print, ("code of a checkpoint was run",)
-
-
-def test_a_checkpoint_can_not_run_code(tmp_path, capsys):
-    torch.save({"ema_model": Exploit()}, tmp_path / "evil.pth")
-    with pytest.raises(Exception, match="[Ww]eights"):
-        convert_official_checkpoint(tmp_path / "evil.pth")
-    assert "code of a checkpoint" not in capsys.readouterr().out
-
-
-def test_another_checkpoint_raises(tmp_path):
-    torch.save({"model": {"conv1.weight": torch.zeros(1)}}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="no checkpoint of the official CPE code.*classifier.weight"):
-        convert_official_checkpoint(tmp_path / "other.pth")
-    official_checkpoint(tmp_path / "best.pth")
-    with pytest.raises(ValueError, match="does not fit"):
-        convert_official_checkpoint(tmp_path / "best.pth", CPEConfig(**{**SMALL, "depth": 10}))

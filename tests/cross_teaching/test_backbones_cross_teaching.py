@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hf_methods import TorchvisionDetectorConfig, TorchvisionDetectorForObjectDetection
 from hf_methods.cross_teaching.backbones_cross_teaching import load_backbone, read_backbone
-from hf_methods.cross_teaching.recipe_cross_teaching import DetectorArguments, build_model
+from hf_methods.cross_teaching.recipe_cross_teaching import ModelArguments, build_model
 from hf_methods.cross_teaching.training_cross_teaching import default_views
 
 
@@ -93,7 +93,7 @@ def test_the_recipe_gives_all_students_one_backbone_its_normalisation_and_heads_
     torch.manual_seed(3)
     classifier = timm.create_model("tf_efficientnet_lite0")
     source = write_classifier(tmp_path / "lite0", classifier, mean=[0.5, 0.5, 0.5], std=[0.25, 0.5, 0.5])
-    args = DetectorArguments(
+    args = ModelArguments(
         architecture="ssd_timm", backbone_name="tf_efficientnet_lite0", image_size=64, backbone_weights=source
     )
     model = build_model(args, ["a", "b"])
@@ -132,7 +132,7 @@ def test_sources_that_are_none_are_named(tmp_path):
     with pytest.raises(ValueError, match="must be a folder or a Hub id OWNER/NAME, got 'resnet50'"):
         read_backbone("resnet50")
     with pytest.raises(ValueError, match="give `checkpoints`.* or `backbone_weights`, not both"):
-        build_model(DetectorArguments(checkpoints=["a", "b"], backbone_weights="x/y"), ["a"])
+        build_model(ModelArguments(checkpoints=["a", "b"], backbone_weights="x/y"), ["a"])
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     assert read_backbone(str(tmp_path))[1:] == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForObjectDetection, pipeline
 
 from hf_methods.cross_teaching import demo_cross_teaching
 from hf_methods.cross_teaching.demo_cross_teaching import HEADER, plot_rules, run_demo
-from hf_methods.cross_teaching.evaluation_cross_teaching import detect, detection_metrics
+from hf_methods.cross_teaching.evaluation_cross_teaching import average_precisions, detect
 from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
 
 
@@ -28,7 +28,7 @@ def test_the_committed_checkpoint_is_as_good_as_its_results_say():
     found, truths, _ = detect(named, scenes, demo_cross_teaching.plain_views(model), batch_size=50)
     measured = results["runs"][results["arm"]][0]
     for number, rows in found.items():
-        score = detection_metrics(rows, truths, 5)["map_50"]
+        score = average_precisions(rows, truths, 5)["map_50"]
         assert score == pytest.approx(measured[f"teacher_{number}_map_50"], abs=0.08)
 
 

@@ -8,16 +8,11 @@ import math
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from steps_cross_teaching import SIZE, TINY, frozen_norms, iou, make, make_batch, sharpen
 from torch.nn import functional as F
 from transformers import (
     AutoModel,
     AutoModelForObjectDetection,
-    DetrConfig,
-    DFineConfig,
-    HGNetV2Config,
-    ResNetConfig,
-    RTDetrConfig,
-    RTDetrResNetConfig,
 )
 
 from hf_methods import (
@@ -29,60 +24,6 @@ from hf_methods import (
 from hf_methods.cross_teaching import modeling_cross_teaching
 from hf_methods.cross_teaching.detections_cross_teaching import PaddedDetections, pad_detections
 from hf_methods.cross_teaching.pseudo_labels_cross_teaching import count_right
-
-
-TINY = {"model_type": "cross_teaching_detector", "architecture": "ssd_tiny", "num_labels": 3}
-SIZE = 64
-
-
-def make(detector=None, **options):
-    options = {"score_threshold": 0.3, "unsup_weight": 1.0, "ramp": "none", **options}
-    return CrossTeachingModel(CrossTeachingConfig(detector=detector or dict(TINY), **options)).train()
-
-
-def sharpen(model, factor=6.0):
-    """Larger class heads, so that untrained detectors are sure of something."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "classification_head" in name and name.endswith("weight"):
-                parameter.mul_(factor)
-    return model
-
-
-def make_batch(num_detectors=2, num_labeled=2, num_unlabeled=3, seed=0, size=SIZE, shared=False):
-    generator = torch.Generator().manual_seed(seed)
-
-    def images(count):
-        return torch.randn(count, 3, size, size, generator=generator)
-
-    def labels(count):
-        rows = []
-        for number in range(count):
-            boxes = torch.rand(number % 3, 4, generator=generator) * 0.3 + 0.3
-            rows.append({"class_labels": torch.randint(0, 3, (len(boxes),), generator=generator), "boxes": boxes})
-        return rows
-
-    labeled = [{"pixel_values": images(num_labeled), "labels": labels(num_labeled)} for _ in range(num_detectors)]
-    unlabeled = []
-    for _ in range(1 if shared else num_detectors):
-        identity = torch.tensor([[1.0, 0, 1, 0]]).repeat(num_unlabeled, 1)
-        views = {"weak": images(num_unlabeled), "strong": images(num_unlabeled), "weak_to_strong": identity}
-        unlabeled.append(views)
-    return labeled, unlabeled
-
-
-def iou(a, b):
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    inter = max(width, 0) * max(height, 0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter
-    return inter / union if union > 0 else 0.0
-
-
-def frozen_norms(model):
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.0
-    return model
 
 
 def test_the_anchor_mode_is_the_published_formula():
@@ -426,83 +367,3 @@ def test_batches_for_another_number_of_students_are_refused():
     labeled, unlabeled = make_batch(3)
     with pytest.raises(ValueError, match="2 students need 2 labelled and 2 .* got 3 and 3"):
         make()(labeled, unlabeled)
-
-
-def test_faster_rcnn_trains_in_box_mode():
-    detector = dict(TINY, architecture="fasterrcnn_mobilenet_v3_large_320_fpn", image_size=64, score_threshold=0.0)
-    model = make(detector=detector, score_threshold=0.25, unsup_box_loss="full")
-    labeled, unlabeled = make_batch(num_labeled=2, num_unlabeled=1)
-    output = model(labeled, unlabeled, unsup_weight=1.0)
-    output.loss.backward()
-    assert output.loss.isfinite() and model.config.mode == "box" and output.logs["loss_unsup_0"] > 0
-    gradients = [p.grad for p in model.students.parameters()]
-    assert all(grad is not None and grad.isfinite().all() for grad in gradients)
-
-
-TRANSFORMER = dict(
-    d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-    encoder_ffn_dim=16, decoder_ffn_dim=16, num_queries=10, num_labels=3,
-)  # fmt: skip
-
-
-def tiny_detr():
-    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1] * 4, out_features=["stage4"])
-    return DetrConfig(backbone_config=backbone, use_timm_backbone=False, backbone=None, **TRANSFORMER)
-
-
-RT_SIZES = dict(
-    encoder_in_channels=[8, 8, 8], encoder_hidden_dim=16, feat_strides=[8, 16, 32], decoder_in_channels=[16, 16, 16],
-    num_denoising=4, decoder_n_points=2, **{**TRANSFORMER, "decoder_layers": 2},
-)  # fmt: skip
-
-
-def tiny_rt_detr():
-    backbone = RTDetrResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8] * 4,
-        depths=[1] * 4,
-        layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
-    )
-    return RTDetrConfig(backbone_config=backbone, **RT_SIZES)
-
-
-def tiny_d_fine():
-    backbone = HGNetV2Config(
-        stem_channels=[3, 8, 8], stage_in_channels=[8, 8, 8, 8], stage_mid_channels=[8, 8, 8, 8],
-        stage_out_channels=[8, 8, 8, 8], stage_num_blocks=[1] * 4, stage_downsample=[False, True, True, True],
-        stage_light_block=[False] * 4, stage_kernel_size=[3] * 4, stage_numb_of_layers=[1] * 4, hidden_sizes=[8] * 4,
-        depths=[1] * 4, out_features=["stage2", "stage3", "stage4"], embedding_size=8,
-    )  # fmt: skip
-    sizes = {**RT_SIZES, "decoder_n_points": [2, 2, 2]}
-    return DFineConfig(backbone_config=backbone, encoder_activation_function="silu", **sizes)
-
-
-@pytest.mark.parametrize(
-    "make_config", [tiny_detr, *(pytest.param(make, marks=pytest.mark.slow) for make in (tiny_rt_detr, tiny_d_fine))]
-)
-def test_transformer_detectors_train_in_box_mode(make_config, tmp_path):
-    pytest.importorskip("scipy", reason="transformers' matcher needs scipy")
-    model = make(detector=make_config(), score_threshold=0.0, max_pseudo_boxes=5)
-    labeled, unlabeled = make_batch(num_unlabeled=2)
-    output = model(labeled, unlabeled, unsup_weight=1.0)
-    output.loss.backward()
-    assert output.loss.isfinite() and output.logs["loss_unsup_0"] > 0 and output.logs["pseudo_0"] > 0
-    assert all(p.grad.isfinite().all() for p in model.students.parameters() if p.grad is not None)
-    # the classification part and the whole differ by the boxes' losses
-    model.config.unsup_box_loss = "full"
-    assert model(labeled, unlabeled, unsup_weight=1.0).logs["loss_unsup_0"] != output.logs["loss_unsup_0"]
-    # a batch without any object, and without any pseudo label
-    model.config.score_threshold = 1.0
-    for batch in labeled:
-        batch["labels"] = [{"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}] * 2
-    empty = model(labeled, unlabeled, unsup_weight=1.0)
-    assert empty.loss.isfinite() and empty.logs["loss_unsup_0"] == 0
-    model.save_pretrained(tmp_path / "ct")
-    CrossTeachingModel.from_pretrained(tmp_path / "ct").export_detector(1).save_pretrained(tmp_path / "one")
-    one = AutoModelForObjectDetection.from_pretrained(tmp_path / "one")
-    assert type(one) is type(model.students[1])
-    state = model.teachers[1].state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
-    with torch.no_grad():
-        assert one(torch.randn(1, 3, SIZE, SIZE)).logits.isfinite().all()

@@ -4,6 +4,7 @@
 """What the recipe reads and writes, and the grid's summary of it."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 from hf_methods import CrossTeachingConfig, CrossTeachingModel, TorchvisionDetectorConfig
 from hf_methods.cross_teaching.evaluation_cross_teaching import pseudo_label_figures
-from hf_methods.cross_teaching.recipe_cross_teaching import DetectorArguments, build_model
+from hf_methods.cross_teaching.recipe_cross_teaching import DataArguments, ModelArguments, build_model, load_data
+from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
 
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +46,7 @@ def test_a_run_a_published_model_and_detectors_can_be_gone_on_from(tmp_path):
     cases = {"run": model.students, "published": model.teachers, "0 1": model.students}
     for names, expected in cases.items():
         checkpoints = [str(tmp_path / name) for name in names.split()]
-        built = build_model(DetectorArguments(checkpoints=checkpoints, arm="self"), ["a", "b"])
+        built = build_model(ModelArguments(checkpoints=checkpoints, arm="self"), ["a", "b"])
         assert built.config.arm == "self" and built.config.num_detectors == 2
         for group in (built.students, built.teachers):
             assert all(torch.equal(weights(own), weights(other)) for own, other in zip(group, expected))
@@ -90,3 +92,34 @@ def test_the_plot_has_every_set_of_every_arm(grid):
     assert points == pytest.approx([50, 70, 58, 70])
     points = [value for line in labels.lines for value in line.get_xdata()]
     assert points == pytest.approx([80, 50, 79, 60])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(data_format="yolo"), "`data_format` must be one of scenes, imagefolder, coco, voc, got 'yolo'"),
+        (dict(data_format="voc"), "`labeled` and `evaluation` must be given"),
+        (dict(data_format="coco", labeled="a", evaluation="b"), "`labeled_images` and `evaluation_images`"),
+        (dict(data_format="scenes", num_scenes=[1, 2]), r"three positive numbers, got \[1, 2\]"),
+    ],
+)
+def test_bad_data_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DataArguments(**options)
+
+
+def test_the_recipes_data_of_a_folder_split_by_percent(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        lines = []
+        for row in make_digit_scenes("labeled" if name == "train" else "test", 10):
+            (tmp_path / name / f"{row['image_id']}.png").write_bytes(row["image"]["bytes"])
+            objects = {"bbox": row["objects"]["bbox"], "category": [str(x) for x in row["objects"]["category"]]}
+            lines.append(json.dumps({"file_name": f"{row['image_id']}.png", "objects": objects}))
+        (tmp_path / name / "metadata.jsonl").write_text("\n".join(lines))
+    common = dict(data_format="imagefolder", labeled=str(tmp_path / "train"), evaluation=str(tmp_path / "test"))
+    labeled, unlabeled, evaluated, notes = load_data(DataArguments(**common, labeled_percent=30))
+    assert (len(labeled), len(unlabeled), len(evaluated)) == (3, 7, 10) and len(notes["labeled_indices"]) == 3
+    _, unlabeled, _, _ = load_data(DataArguments(**common, unlabeled=str(tmp_path / "test")))
+    assert len(unlabeled) == 10 and not any(unlabeled["is_labeled"])
+    assert load_data(DataArguments(**common))[1] is None

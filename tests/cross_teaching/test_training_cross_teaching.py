@@ -1,57 +1,24 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Burn-in, ramp and teachers step by step, exact resume, evaluation, and the recipe in two processes."""
+"""Burn-in, ramp and teachers step by step, exact resume, and evaluation."""
 
 import copy
-import json
 import math
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
+from trainer_cross_teaching import DETECTOR, make_model, make_trainer
 from transformers import AutoModelForObjectDetection, DetrConfig, ResNetConfig, TrainerCallback
 
 from hf_methods import CrossTeachingConfig, CrossTeachingModel, CrossTeachingTrainer, CrossTeachingTrainingArguments
-from hf_methods.cross_teaching import checks_cross_teaching, training_cross_teaching
+from hf_methods.cross_teaching import training_cross_teaching
 from hf_methods.cross_teaching.arguments_cross_teaching import ramp_weight
-from hf_methods.cross_teaching.checks_cross_teaching import last_whole_checkpoint
-from hf_methods.cross_teaching.data_cross_teaching import drop_labels
-from hf_methods.cross_teaching.evaluation_cross_teaching import detect, detection_metrics
-from hf_methods.cross_teaching.recipe_cross_teaching import DetectionDataArguments, load_data
-from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
+from hf_methods.cross_teaching.evaluation_cross_teaching import average_precisions, detect
 from hf_methods.cross_teaching.training_cross_teaching import default_views
-
-
-ROOT = Path(__file__).parents[2]
-DETECTOR = {"model_type": "cross_teaching_detector", "architecture": "ssd_tiny", "num_labels": 5}
-
-
-@pytest.fixture(scope="module")
-def scenes():
-    return make_digit_scenes("labeled", 6), make_digit_scenes("unlabeled", 5), make_digit_scenes("test", 5)
-
-
-def make_model(**options):
-    options = {"score_threshold": 0.25, "ramp": "none", "ema_interval": 1, "burn_in_steps": 2, **options}
-    return CrossTeachingModel(CrossTeachingConfig(detector=dict(DETECTOR), **options))
-
-
-def make_trainer(folder, scenes, model=None, **options):
-    model = model or make_model()
-    settings = {
-        "max_steps": 6, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "report_to": "none",
-        "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, **options,
-    }  # fmt: skip
-    args = CrossTeachingTrainingArguments(output_dir=str(folder), **settings)
-    views = default_views(model, flip=0.0, translation=0.1, strong="light")
-    return CrossTeachingTrainer(model, args, *scenes, views=views)
 
 
 def test_the_ramp_is_the_published_one():
@@ -228,11 +195,11 @@ def test_detections_of_the_truth_have_a_perfect_score(scenes):
     model = make_model()
     _, truths, num_bad = detect({"a": model.students[0]}, scenes[2], default_views(model), 2)
     found = [{**truth, "scores": torch.ones(len(truth["labels"]))} for truth in truths]
-    assert num_bad == 0 and detection_metrics(found, truths, 5) == dict(map=1, map_50=1, map_75=1, voc07_ap50=1)
+    assert num_bad == 0 and average_precisions(found, truths, 5) == dict(map=1, map_50=1, map_75=1, voc07_ap50=1)
     nothing = [{"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.long)}]
-    assert detection_metrics(nothing * 5, truths, 5)["map"] == 0
+    assert average_precisions(nothing * 5, truths, 5)["map"] == 0
     empty = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "ignore": torch.zeros(0).bool()}]
-    assert detection_metrics(nothing, empty, 5)["voc07_ap50"] == 0
+    assert average_precisions(nothing, empty, 5)["voc07_ap50"] == 0
 
 
 def test_unreadable_images_of_the_evaluation_are_counted(scenes, tmp_path):
@@ -360,187 +327,3 @@ def test_the_jitter_is_the_same_when_a_run_goes_on_and_with_workers(scenes, tmp_
     for options in (dict(checkpoint=str(tmp_path / "checkpoint-2")), dict(dataloader_num_workers=2)):
         again, others = train(**options)
         assert others[-1] == figures[-1] and all(torch.equal(value, state[name]) for name, value in again.items())
-
-
-def test_a_checkpoint_without_its_last_file_is_passed_over(tmp_path):
-    assert last_whole_checkpoint(tmp_path) is None and last_whole_checkpoint(tmp_path / "nowhere") is None
-    for step, text in ((5, "{}"), (10, "{}"), (15, '{"half'), (20, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if text is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
-    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(max_steps=-1), "`max_steps` must be given"),
-        (dict(max_steps=2), "`max_steps` must be above `burn_in_steps`, got 2 and 2"),
-        (dict(model=None), "must be a CrossTeachingModel, got NoneType"),
-        (dict(train_sampling_strategy="random"), "`train_sampling_strategy` must be 'sequential', got 'random'"),
-        (dict(unlabeled_ratio=0), "`unlabeled_ratio` must be at least 1, got 0"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(change, message, scenes, tmp_path):
-    model = change.pop("model", make_model())
-    settings = {"max_steps": 6, "use_cpu": True, "report_to": "none", **change}
-    with pytest.raises((ValueError, TypeError), match=message):
-        CrossTeachingTrainer(model, CrossTeachingTrainingArguments(output_dir=str(tmp_path), **settings), *scenes)
-
-
-def test_data_that_does_not_fit_is_refused(scenes, tmp_path):
-    labeled, unlabeled, evaluated = scenes
-    with pytest.raises(ValueError, match="arm='ct' needs an `unlabeled_dataset`; use arm='sup'"):
-        make_trainer(tmp_path, (labeled, None, evaluated))
-    with pytest.raises(ValueError, match="`labeled_dataset` has no labelled image"):
-        make_trainer(tmp_path, (drop_labels(labeled), unlabeled, evaluated))
-    with pytest.raises(ValueError, match="`eval_dataset` has the labels 0, 1, but the model has LABEL_0"):
-        make_trainer(tmp_path, (labeled, unlabeled, make_digit_scenes("test", 2, num_labels=2)))
-    named = CrossTeachingModel(
-        CrossTeachingConfig(
-            detector={**DETECTOR, "id2label": dict(enumerate("abcde")), "label2id": {}}, burn_in_steps=1
-        )
-    )
-    with pytest.raises(ValueError, match="the labels 0, 1, 2, 3, 4, but the model has a, b, c, d, e"):
-        make_trainer(tmp_path, scenes, named)
-    assert make_trainer(tmp_path, (labeled, None, evaluated), make_model(arm="sup")).train_dataset.unlabeled is None
-
-
-def test_what_is_odd_but_possible_is_warned_of(scenes, tmp_path, monkeypatch):
-    warned = []
-    monkeypatch.setattr(checks_cross_teaching.logger, "warning", warned.append)
-    make_trainer(tmp_path, (scenes[0], scenes[2], scenes[2]))
-    make_trainer(tmp_path, scenes, make_model(num_detectors=1))
-    assert "5 images of `unlabeled_dataset` are in `eval_dataset` too" in warned[0]
-    assert "arm='ct' with one detector is arm='self'" in warned[1] and len(warned) == 2
-
-
-def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(CrossTeachingTrainingArguments, "n_gpu", 2)
-    with pytest.raises(ValueError, match="2 GPUs in one process .*accelerate launch"):
-        CrossTeachingTrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True)
-
-
-def test_shards_are_refused(scenes, tmp_path, monkeypatch):
-    """A launcher's configuration reaches the accelerator past the arguments."""
-    real = CrossTeachingTrainer.create_accelerator_and_postprocess
-
-    def launched(self):
-        real(self)
-        self.is_fsdp_enabled = True
-
-    monkeypatch.setattr(CrossTeachingTrainer, "create_accelerator_and_postprocess", launched)
-    with pytest.raises(ValueError, match="train with DDP, not with FSDP"):
-        make_trainer(tmp_path, scenes)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(data_format="yolo"), "`data_format` must be one of scenes, imagefolder, coco, voc, got 'yolo'"),
-        (dict(data_format="voc"), "`labeled` and `evaluation` must be given"),
-        (dict(data_format="coco", labeled="a", evaluation="b"), "`labeled_images` and `evaluation_images`"),
-        (dict(data_format="scenes", num_scenes=[1, 2]), r"three positive numbers, got \[1, 2\]"),
-    ],
-)
-def test_bad_data_settings_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        DetectionDataArguments(**options)
-
-
-def test_the_recipes_data_of_a_folder_split_by_percent(tmp_path):
-    for name in ("train", "test"):
-        (tmp_path / name).mkdir()
-        lines = []
-        for row in make_digit_scenes("labeled" if name == "train" else "test", 10):
-            (tmp_path / name / f"{row['image_id']}.png").write_bytes(row["image"]["bytes"])
-            objects = {"bbox": row["objects"]["bbox"], "category": [str(x) for x in row["objects"]["category"]]}
-            lines.append(json.dumps({"file_name": f"{row['image_id']}.png", "objects": objects}))
-        (tmp_path / name / "metadata.jsonl").write_text("\n".join(lines))
-    common = dict(data_format="imagefolder", labeled=str(tmp_path / "train"), evaluation=str(tmp_path / "test"))
-    labeled, unlabeled, evaluated, notes = load_data(DetectionDataArguments(**common, labeled_percent=30))
-    assert (len(labeled), len(unlabeled), len(evaluated)) == (3, 7, 10) and len(notes["labeled_indices"]) == 3
-    _, unlabeled, _, _ = load_data(DetectionDataArguments(**common, unlabeled=str(tmp_path / "test")))
-    assert len(unlabeled) == 10 and not any(unlabeled["is_labeled"])
-    assert load_data(DetectionDataArguments(**common))[1] is None
-
-
-def train_one_step(folder):
-    """One process of two: gradients of DDP on its own batch, where rank 1 has no pseudo label and no object."""
-    rank = torch.distributed.get_rank()
-    for mode in ("anchor", "box"):
-        model = ddp_model(mode)
-        wrapped = torch.nn.parallel.DistributedDataParallel(model)
-        wrapped(**ddp_batch(rank)).loss.backward()
-        torch.save(torch.cat([p.grad.flatten() for p in model.students.parameters()]), f"{folder}/{mode}-{rank}.pt")
-
-
-def ddp_model(mode):
-    model = make_model(mode=mode, burn_in_steps=0, score_threshold=0.3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "classification_head" in name and name.endswith("weight"):
-                parameter.mul_(100)
-    return model.train()
-
-
-def ddp_batch(rank):
-    generator = torch.Generator().manual_seed(rank)
-    images = torch.randn(2, 3, 64, 64, generator=generator) * (1 - rank)  # rank 1 sees nothing
-    boxes, labels = torch.full((1, 4), 0.5)[rank:], torch.tensor([1])[rank:]
-    labeled = {"pixel_values": images, "labels": [{"class_labels": labels, "boxes": boxes}] * 2}
-    identity = torch.tensor([[1.0, 0, 1, 0]] * 2)
-    unlabeled = {"weak": images, "strong": images, "weak_to_strong": identity}
-    return {"labeled": [labeled] * 2, "unlabeled": [unlabeled] * 2, "unsup_weight": 1.0}
-
-
-SCRIPT = """
-import runpy, sys
-folder, tests = sys.argv[1:3]
-sys.argv = ["training/cross_teaching/train.py", *sys.argv[3:]]
-runpy.run_path(sys.argv[0], run_name="__main__")
-sys.path.insert(0, tests)
-from test_training_cross_teaching import train_one_step
-train_one_step(folder)  # in the process group that is there
-"""
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    """The folder of the recipe run in two processes, each of which then takes one step in both modes."""
-    folder = tmp_path_factory.mktemp("two")
-    (folder / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    command += ["--config_file", "training/accelerate/cpu_2.yaml", str(folder / "script.py")]
-    command += [str(folder), str(Path(__file__).parent), "--config", "training/cross_teaching/smoke.yaml"]
-    command += ["--output_dir", str(folder / "run"), "--use_cpu", "true", "--per_device_train_batch_size", "1"]
-    command += ["--save_strategy", "steps", "--save_steps", "1"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return folder
-
-
-@pytest.mark.slow
-def test_the_recipe_runs_in_two_processes_and_evaluates_each_image_once(two_processes):
-    run = two_processes / "run"
-    results = json.loads((run / "results.json").read_text())
-    assert results["summary_mean_and_sd"]["Cross Teaching"]["images"] == [5, None]  # uneven, and each once
-    assert results["settings"]["samples_per_step"] == 2
-    assert set(results["data"]) == {"labeled", "unlabeled", "evaluation"}
-    shutil.rmtree(run / "checkpoint-2")
-    assert last_whole_checkpoint(run).endswith("checkpoint-1")
-
-
-@pytest.mark.parametrize("mode", ["anchor", "box"])
-def test_two_processes_have_the_mean_gradient_also_where_one_has_nothing_to_learn(mode, two_processes):
-    found = [torch.load(two_processes / f"{mode}-{rank}.pt") for rank in (0, 1)]
-    own = []
-    for rank in (0, 1):
-        model = ddp_model(mode)
-        output = model(**ddp_batch(rank))
-        assert (output.logs["pseudo_0"] > 0) == (rank == 0)
-        output.loss.backward()
-        own.append(torch.cat([p.grad.flatten() for p in model.students.parameters()]))
-    assert torch.equal(*found) and not torch.allclose(*own)
-    torch.testing.assert_close(found[0], (own[0] + own[1]) / 2, rtol=1e-4, atol=1e-5)

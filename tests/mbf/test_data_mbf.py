@@ -15,12 +15,12 @@ from models_mbf import ATTACKS
 from PIL import Image
 from transformers import ViTImageProcessor
 
+from hf_methods.data import image_digest
 from hf_methods.mbf.attacks_mbf import PixelClassifier, predict_classes
 from hf_methods.mbf.data_mbf import (
     SPLITS,
     build_attacked_dataset,
     draw_rows,
-    image_digest,
     load_images,
     normalization_of,
     select_attacks,

@@ -19,9 +19,9 @@ from transformers.utils import logging
 
 import hf_methods.mbf  # noqa: F401  registers
 from hf_methods.mbf.configuration_mbf import MBFConfig
+from hf_methods.mbf.estimator_mbf import load_estimator, save_estimator
 from hf_methods.mbf.modeling_mbf import MBFDetector, weights_digest, weights_dtype
 from hf_methods.mbf.svm_mbf import svm_decision
-from hf_methods.mbf.training_mbf import load_estimator, save_estimator
 
 
 CODE_FILES = ["configuration_mbf.py", "extraction_mbf.py", "features_mbf.py", "modeling_mbf.py", "svm_mbf.py"]

@@ -23,10 +23,10 @@ from hf_methods.subpt.recipe_subpt import (
     DataArguments,
     ModelArguments,
     build_model,
+    compute_figures,
     load_classes,
     load_data,
     make_tiny_clip,
-    measure,
 )
 
 
@@ -118,7 +118,7 @@ def test_the_shots_are_drawn_before_the_split_and_groups_keep_their_own_names():
         )
         for group, (embeds, labels, group_names) in data.tests.items()
     }
-    figures = measure(data.tests, lambda group: perfect["base" if features[group[0]] == 0 else "novel"])
+    figures = compute_figures(data.tests, lambda group: perfect["base" if features[group[0]] == 0 else "novel"])
     assert figures["base"] > 30 and 0 < figures["harmonic_mean"] <= max(figures["base"], figures["novel"])
 
 

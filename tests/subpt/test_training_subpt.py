@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The trainer: CoOp's recipe against a plain loop, SubPT's two phases, resuming, NFL and its anchors."""
+"""The trainer: CoOp's recipe against a plain loop, SubPT's two phases, and resuming."""
 
 import math
 import random
@@ -12,96 +12,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from test_adapter_subpt import make_model
-from tiny_subpt import DIM, NAMES, OTHERS, WIDTH, embeddings, images, make_clip, make_tokenizer
+from tiny_subpt import NAMES, OTHERS, WIDTH, images, make_clip, make_tokenizer
 from torch.nn.functional import cross_entropy
+from trainer_subpt import Recorder, make_arguments, make_trainer, rows
 from transformers import Trainer, TrainerCallback, set_seed
 
-from hf_methods.args import parse_args_and_config
-from hf_methods.subpt import SubPTConfig, SubspaceCollector, nfl_loss
-from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments, coop_learning_rate, early_epochs
+from hf_methods.subpt import SubPTConfig, SubspaceCollector
+from hf_methods.subpt.arguments_subpt import coop_learning_rate
 from hf_methods.subpt.subspace_subpt import compute_basis, project
 from hf_methods.subpt.training_subpt import SubPTTrainer, classification_accuracy
-
-
-def rows(number=16):
-    features = embeddings(number)
-    return [{"image_embeds": features[i], "labels": i % len(NAMES)} for i in range(number)]
-
-
-def make_arguments(folder, **options):
-    defaults = dict(
-        num_train_epochs=6, subspace_epochs=4, subspace_rank=2, learning_rate=0.05, per_device_train_batch_size=8,
-        use_cpu=True, report_to="none", disable_tqdm=True, logging_strategy="no",
-    )  # fmt: skip
-    if options.get("subspace_rank", 2) == 0:
-        defaults["subspace_epochs"] = None
-    return SubPTTrainingArguments(str(folder), **{**defaults, **options})
-
-
-def make_trainer(folder, model=None, dataset=None, callbacks=None, **options):
-    model = model if model is not None else make_model()
-    return SubPTTrainer(model, make_arguments(folder, **options), train_dataset=dataset or rows(), callbacks=callbacks)
-
-
-class Recorder(TrainerCallback):
-    """Context and learning rate of every step."""
-
-    def __init__(self):
-        self.contexts, self.rates = [], []
-
-    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
-        self.rates.append(optimizer.param_groups[0]["lr"])
-
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.contexts.append(model.context.detach().clone())
-
-
-# --- the recipe ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("num_epochs", [2, 50, 100, 200])
-def test_the_schedule_is_torchs_cosine_behind_a_constant_epoch(num_epochs):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 2e-3)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_epochs)
-    expected = [1e-5]
-    for _ in range(num_epochs - 1):
-        expected.append(cosine.get_last_lr()[0])
-        optimizer.step()
-        cosine.step()
-    rates = [coop_learning_rate(epoch, num_epochs, 2e-3) for epoch in range(1, num_epochs + 1)]
-    assert rates == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("epochs", "steps", "factor"), [(50, 4, 0.9990389), (100, 4, 0.9980407), (200, 4, 0.9960465), (100, 10, 0.9949934)]
-)
-def test_decay_shrinks_the_part_outside_by_the_known_factor(epochs, steps, factor):
-    a, v = 1.0, 0.0
-    for epoch in range(1, epochs + 1):
-        for _ in range(steps):
-            v = 0.9 * v + 5e-4 * a
-            a -= coop_learning_rate(epoch, epochs, 2e-3) * v
-    assert a == pytest.approx(factor, abs=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("epochs", "shots", "expected"), [(50, 1, 10), (100, 2, 20), (100, 4, 30), (200, 8, 40), (200, 16, 50)]
-)
-def test_the_early_epochs_are_the_published_ones(epochs, shots, expected):
-    assert early_epochs(epochs, shots) == expected
-
-
-def test_without_a_table_three_tenths_are_early():
-    assert [early_epochs(e) for e in (100, 50, 10, 3, 2)] == [30, 15, 3, 2, 2]
-    assert early_epochs(40, 16) == 40
-
-
-def test_the_defaults_are_the_papers(tmp_path):
-    arguments = SubPTTrainingArguments(str(tmp_path), use_cpu=True)
-    assert (arguments.num_train_epochs, arguments.subspace_epochs, arguments.subspace_rank) == (100, 30, 10)
-    assert (arguments.learning_rate, arguments.momentum, arguments.weight_decay) == (2e-3, 0.9, 5e-4)
-    assert (arguments.max_grad_norm, arguments.train_batch_size, arguments.nfl_loss) == (0, 32, "cosine")
-    assert not arguments.remove_unused_columns and arguments.label_names == ["labels"]
 
 
 def test_the_trainer_is_coops_loop(tmp_path):
@@ -328,145 +247,6 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, step
     torch.testing.assert_close(again.prompt_model.context, whole.prompt_model.context, rtol=0, atol=0)
 
 
-# --- NFL -------------------------------------------------------------------------------------------------------------
-
-
-def test_nfls_loss_is_that_of_learned_and_hand_written_features(tmp_path):
-    model = make_model()
-    trainer = make_trainer(
-        tmp_path, model, nfl_weight=0.7, nfl_names=OTHERS, nfl_templates=["a {}.", "{} of a"], subspace_rank=0
-    )
-    with torch.no_grad():
-        features = model.encode_classes(OTHERS)
-        a, b = (model.encode_templates(OTHERS, [template]) for template in ("a {}.", "{} of a"))
-        targets = torch.nn.functional.normalize(a + b, dim=-1)
-    model.train()
-    data = rows(4)
-    batch = {
-        "image_embeds": torch.stack([row["image_embeds"] for row in data]),
-        "labels": torch.tensor([row["labels"] for row in data]),
-    }
-    output = model(**batch)
-    torch.testing.assert_close(output.nfl_loss, nfl_loss(features, targets), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(output.loss, output.ce_loss + 0.7 * output.nfl_loss)
-    assert model.eval()(**batch).nfl_loss is None  # inference knows nothing of it
-    torch.testing.assert_close(model(**batch).loss, output.ce_loss)
-    assert trainer.prompt_model.anchors.targets.requires_grad is False
-
-
-def test_the_default_targets_are_80_templates_and_the_data_sets_own(tmp_path):
-    from hf_methods.subpt import IMAGENET_TEMPLATES
-
-    trainer = make_trainer(
-        tmp_path, nfl_weight=1.0, nfl_names=OTHERS, nfl_extra_template="a photo of a {}, a type of pet."
-    )
-    model = trainer.prompt_model
-    expected = model.encode_templates(OTHERS, [*IMAGENET_TEMPLATES, "a photo of a {}, a type of pet."])
-    torch.testing.assert_close(model.anchors.targets, expected, rtol=0, atol=0)
-
-
-def test_nfl_keeps_learned_features_near_their_targets(tmp_path):
-    distances = []
-    for weight in (0.0, 20.0):
-        trainer = make_trainer(
-            tmp_path, subspace_rank=0, nfl_weight=weight, nfl_names=OTHERS, nfl_templates=["a photo of a {}."]
-        )
-        trainer.fit()
-        model = trainer.prompt_model
-        with torch.no_grad():
-            targets = model.encode_templates(OTHERS, ["a photo of a {}."])
-            distances.append(float(nfl_loss(model.encode_classes(OTHERS), targets)))
-    assert distances[1] < 0.8 * distances[0]
-
-
-def test_anchors_on_the_classes_share_their_features(tmp_path):
-    model = make_model()
-    make_trainer(
-        tmp_path, model, subspace_rank=0, anchor_names="base", nfl_weight=8.0, nfl_loss="l2", nfl_templates=["a {}."]
-    )
-    calls = []
-    encode = model.encode_prompts
-    model.encode_prompts = lambda ids, chunk=None: calls.append(len(ids)) or encode(ids, chunk)
-    output = model.train()(image_embeds=embeddings(4), labels=torch.arange(4))
-    assert calls == [len(NAMES)]  # no name is encoded twice
-    targets = model.encode_templates(NAMES, ["a {}."])
-    torch.testing.assert_close(output.nfl_loss, nfl_loss(output.text_embeds, targets, "l2").detach())
-
-
-def test_anchors_on_classes_and_others_are_in_their_order(tmp_path):
-    model = make_model()
-    with pytest.warns(UserWarning, match=r"repeats the classes \['dog'\]"):
-        make_trainer(
-            tmp_path,
-            model,
-            anchor_names="both",
-            nfl_weight=1.0,
-            nfl_names=["yak", "dog", "bee"],
-            nfl_templates=["a {}."],
-        )
-    names = [*(name.replace("_", " ") for name in NAMES), "yak", "bee"]
-    _, features, targets = model.anchors.encode(model.class_input_ids, model.encode_prompts, None)
-    torch.testing.assert_close(features.detach(), model.encode_classes(names).detach(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(targets, model.encode_templates(names, ["a {}."]), rtol=0, atol=0)
-
-
-def test_anchors_follow_the_classes():
-    """An anchor that shared a class's features has its own ones when that class goes."""
-    model, targets = make_model().train(), torch.nn.functional.normalize(torch.randn(2, DIM), dim=-1)
-    model.set_anchors(["dog", "yak"], targets)
-    assert model.anchors.of_class.tolist() == [1, -1]
-    before = model(image_embeds=embeddings(1), labels=torch.zeros(1, dtype=torch.int64)).nfl_loss
-    for names in (["yak", "bee"], OTHERS):
-        model.set_classes(names)
-        assert model.anchors.of_class.tolist() == [-1, names.index("yak")]
-        after = model(image_embeds=embeddings(1), labels=torch.zeros(1, dtype=torch.int64)).nfl_loss
-        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
-
-
-def test_a_subset_of_the_names_has_the_gradient_of_all_on_average():
-    model = make_model().train()
-    targets = model.encode_templates(OTHERS, ["a {}."])
-
-    def gradient():
-        model.zero_grad()
-        model(image_embeds=embeddings(4), labels=torch.arange(4)).loss.backward()
-        return model.context.grad.clone()
-
-    model.set_anchors(OTHERS, targets, weight=3.0)
-    whole = gradient()
-    model.set_anchors(OTHERS, targets, weight=3.0, per_step=1)
-    torch.manual_seed(0)
-    chosen, gradients = set(), []
-    for _ in range(150):
-        gradients.append(gradient())
-        chosen.add(round(float(gradients[-1].abs().sum()), 4))
-    assert len(chosen) == len(OTHERS)
-    error = (torch.stack(gradients).mean(0) - whole).norm() / whole.norm()
-    single = (gradients[0] - whole).norm() / whole.norm()
-    assert error < 0.25 * single
-
-
-def test_nfl_in_both_phases_and_its_parts_in_the_log(tmp_path):
-    trainer = make_trainer(
-        tmp_path, nfl_weight=1.0, nfl_names=OTHERS, nfl_templates=["a {}."], logging_strategy="epoch"
-    )
-    trainer.fit()
-    logs = [log for log in trainer.state.log_history if "loss" in log]
-    assert len(logs) == 6
-    for log in logs:
-        assert log["loss"] == pytest.approx(log["ce_loss"] + log["nfl_loss"], rel=1e-3)
-
-
-def test_a_class_specific_context_has_no_nfl_for_other_names(tmp_path):
-    model = make_model(class_specific=True, class_names=NAMES)
-    options = dict(nfl_weight=1.0, nfl_templates=["a {}."])
-    with pytest.raises(ValueError, match="needs one context for all names"):
-        make_trainer(tmp_path, model, nfl_names=OTHERS, **options)
-    trainer = make_trainer(tmp_path, model, anchor_names="base", **options)  # KgCoOp's can
-    trainer.fit()
-    assert trainer.prompt_model.anchors.weight == 1.0
-
-
 # --- around training -------------------------------------------------------------------------------------------------
 
 
@@ -536,42 +316,6 @@ def test_the_adapter_remembers_the_classes_it_was_trained_on(tmp_path):
     assert (tmp_path / "adapter" / "subspace.safetensors").exists()
 
 
-def test_arguments_come_from_yaml(tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text(
-        "output_dir: out\nlearning_rate: 2e-3\nnum_train_epochs: 20\nsubspace_rank: 3\nnfl_weight: 1\n"
-        "nfl_names: [great pyrenees, ox]\nuse_cpu: true\n"
-    )
-    (arguments,) = parse_args_and_config([SubPTTrainingArguments], ["--config", str(path), "--subspace_epochs", "5"])
-    assert (arguments.learning_rate, arguments.nfl_names) == (2e-3, ["great pyrenees", "ox"])
-    assert (arguments.subspace_epochs, arguments.nfl_weight) == (5, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"subspace_rank": 4}, "`subspace_rank` must be at most 3 with 4 snapshots, got 4"),
-        ({"subspace_rank": -1}, "`subspace_rank` must be 0 or more"),
-        ({"subspace_epochs": 7}, r"`subspace_epochs` must be in 2..6 \(epochs\), got 7"),
-        ({"subspace_epochs": 1}, "`subspace_epochs` must be in 2..6"),
-        ({"stop_epochs": 7}, "`stop_epochs` must be in 1..6, got 7"),
-        ({"nfl_weight": -1.0}, "`nfl_weight` must be 0 or more"),
-        ({"nfl_loss": "l1"}, "`nfl_loss` must be one of cosine, l2, got 'l1'"),
-        ({"rewind": "back"}, "`rewind` must be one of"),
-        ({"projection": "weights"}, "`projection` must be one of grad, update"),
-        ({"anchor_names": "novel"}, "`anchor_names` must be one of"),
-        ({"schedule": "cosine"}, "`schedule` must be one of"),
-        ({"subspace_source": "gradients"}, "`subspace_source` must be one of snapshots, late, random"),
-        ({"num_train_epochs": 1.5}, "whole number, 1 or more"),
-        ({"max_steps": 5}, "without `max_steps`"),
-        ({"fsdp": "full_shard"}, "cut the context into shards.*use DDP"),
-    ],
-)
-def test_bad_arguments_are_named(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        make_arguments(tmp_path, **options)
-
-
 def test_bad_models_are_named(tmp_path):
     from peft import get_peft_model
 
@@ -624,22 +368,6 @@ def test_a_run_goes_on_with_steps_of_the_same_number_of_examples_only(tmp_path):
         broken.fit()
     with pytest.raises(ValueError, match="trained with 8 examples a step, now it would be 4"):
         make_trainer(tmp_path, per_device_train_batch_size=4, **options).fit(resume=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(names=["yak", "yak"]), "twice"),
-        (dict(weight=-1.0), "can't be negative"),
-        (dict(targets=torch.ones(2, DIM)), "3 names and 2 targets"),
-        (dict(per_step=0), "`per_step` must be at least 1"),
-        (dict(kind="l3"), "one of cosine, l2"),
-    ],
-)
-def test_bad_anchors_are_named(change, message):
-    model = make_model()
-    with pytest.raises(ValueError, match=message):
-        model.set_anchors(**{"names": OTHERS, "targets": torch.ones(3, DIM), **change})
 
 
 def test_seeds_decide_everything(tmp_path):

@@ -7,6 +7,7 @@ import copy
 import functools
 
 import torch
+from peft import get_peft_model
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -23,6 +24,10 @@ from transformers import (
     Siglip2Model,
     SiglipConfig,
     SiglipModel,
+)
+
+from hf_methods.subpt import (
+    SubPTConfig,
 )
 
 
@@ -153,3 +158,20 @@ def patches(number=4, seed=0):
 
 def embeddings(number=64, dim=DIM, seed=0):
     return torch.nn.functional.normalize(torch.randn(number, dim, generator=torch.Generator().manual_seed(seed)))
+
+
+MAKERS = {
+    "clip": make_clip,
+    "clip with the real end of text": lambda: make_clip(eos_token_id=len(make_tokenizer()) - 1),
+    "siglip": make_siglip,
+    "open_clip": make_open_clip,
+    "open_clip custom text": lambda: make_open_clip(custom_text=True),
+}
+
+
+def make_model(maker=make_clip, names=NAMES, seed=0, std=0.3, **config):
+    base = maker()
+    torch.manual_seed(seed)
+    model = get_peft_model(base, SubPTConfig(init_std=std, **{"n_ctx": 4, **config}))
+    model.set_classes(names, make_tokenizer())
+    return model

@@ -20,8 +20,8 @@ from hf_methods.cross_teaching.checks_cross_teaching import last_whole_checkpoin
 from hf_methods.cross_teaching.data_cross_teaching import detection_digest, label_names
 from hf_methods.cross_teaching.recipe_cross_teaching import (
     ARMS,
-    DetectionDataArguments,
-    DetectorArguments,
+    DataArguments,
+    ModelArguments,
     build_model,
     build_views,
     compute_figures,
@@ -40,14 +40,12 @@ RUN_SETTINGS = (
 )
 
 
-def train(
-    detector_args: DetectorArguments, data_args: DetectionDataArguments, args: CrossTeachingTrainingArguments
-) -> None:
+def train(model_args: ModelArguments, data_args: DataArguments, args: CrossTeachingTrainingArguments) -> None:
     """Train and evaluate, then save the model and results.json in `args.output_dir`."""
     start = time.time()
     set_seed(args.seed)
     labeled, unlabeled, evaluation, notes = load_data(data_args)
-    model = build_model(detector_args, label_names(labeled))
+    model = build_model(model_args, label_names(labeled))
     trainer = CrossTeachingTrainer(
         model=model,
         args=args,
@@ -61,7 +59,7 @@ def train(
     trainer.save_model()
     if trainer.is_world_process_zero():
         sets = {"labeled": labeled, "unlabeled": unlabeled, "evaluation": evaluation}
-        settings = {**vars(detector_args), **vars(data_args), **{name: getattr(args, name) for name in RUN_SETTINGS}}
+        settings = {**vars(model_args), **vars(data_args), **{name: getattr(args, name) for name in RUN_SETTINGS}}
         write_results(
             Path(args.output_dir, "results.json"),
             seeds=[args.seed],
@@ -69,13 +67,13 @@ def train(
             wall_seconds=time.time() - start,
             settings={"train": settings, "samples_per_step": trainer.samples_per_step},
             data_notes=notes,
-            arm=ARMS[detector_args.arm],
+            arm=ARMS[model_args.arm],
             skipped_steps=trainer.num_skipped_steps,
             log=[entry for entry in trainer.state.log_history if "loss" in entry],
             evaluator={"map, map_50, map_75": "COCO, 101 points (torchmetrics)", "voc07_ap50": "VOC 2007, 11 points"},
-            summary_mean_and_sd={ARMS[detector_args.arm]: {name: [value, None] for name, value in figures.items()}},
+            summary_mean_and_sd={ARMS[model_args.arm]: {name: [value, None] for name, value in figures.items()}},
         )
 
 
 if __name__ == "__main__":
-    train(*parse_args_and_config((DetectorArguments, DetectionDataArguments, CrossTeachingTrainingArguments)))
+    train(*parse_args_and_config((ModelArguments, DataArguments, CrossTeachingTrainingArguments)))

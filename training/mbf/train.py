@@ -11,31 +11,20 @@ of what they follow from. Several processes share the training of the classifier
 was stopped; the first process does the rest by itself.
 """
 
-import hashlib
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
-from transformers import AutoImageProcessor, AutoModelForImageClassification, default_data_collator, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import set_seed
 
 from hf_methods.args import parse_args_and_config
-from hf_methods.checkpoints import atomic_save, write_results
+from hf_methods.checkpoints import write_results
+from hf_methods.data import image_digest
+from hf_methods.mbf.arguments_mbf import MBFTrainingArguments
 from hf_methods.mbf.attacks_mbf import PixelClassifier
-from hf_methods.mbf.data_mbf import (
-    build_attacked_dataset,
-    draw_rows,
-    image_digest,
-    load_images,
-    normalization_of,
-    split_by_source,
-    stack_images,
-    with_pixel_values,
-)
-from hf_methods.mbf.modeling_mbf import CLASSIFIER_FOLDER, MBFDetector, weights_digest
+from hf_methods.mbf.data_mbf import draw_rows, normalization_of, stack_images, with_pixel_values
+from hf_methods.mbf.modeling_mbf import CLASSIFIER_FOLDER, MBFDetector
 from hf_methods.mbf.pipeline_mbf import AdversarialDetectionPipeline
 from hf_methods.mbf.protocol_mbf import (
     compare_detectors,
@@ -45,80 +34,19 @@ from hf_methods.mbf.protocol_mbf import (
     row_columns,
     rows_of_few_sources,
 )
-from hf_methods.mbf.recipe_mbf import summarize_runs
-from hf_methods.mbf.training_mbf import (
+from hf_methods.mbf.recipe_mbf import (
     ClassifierArguments,
-    ClassifierTrainer,
     DataArguments,
-    MBFTrainingArguments,
-    build_classifier,
-    classifier_accuracy,
+    load_attacked,
+    load_classifier,
+    load_splits,
+    summarize_runs,
+    transform_of,
 )
-from hf_methods.resume import ExamplesPerStep
+from hf_methods.mbf.training_mbf import classifier_accuracy
 
 
 SPLITS = ("detector_train", "detector_test", "other")  # that are attacked
-SEED_OF_SPLIT = {"detector_train": 0, "detector_test": 100, "validation": 200, "other": 300}
-
-
-def transform_of(processor):
-    """Rows with images and labels -> rows that the classifier takes."""
-    return lambda batch: {**processor(batch["image"], return_tensors="pt"), "labels": batch["label"]}
-
-
-def load_classifier(args: ClassifierArguments, splits, training_args: MBFTrainingArguments):
-    """The classifier and its image processor: loaded, or trained on the split classifier_train."""
-    if args.classifier is not None:
-        options = {"revision": args.classifier_revision}
-        processor = AutoImageProcessor.from_pretrained(args.classifier, **options)
-        return AutoModelForImageClassification.from_pretrained(args.classifier, **options).eval(), processor
-    model, processor = build_classifier(args, splits["classifier_train"])
-    data = {name: splits[name].with_transform(transform_of(processor)) for name in ("classifier_train", "validation")}
-    trainer = ClassifierTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=data["classifier_train"],
-        data_collator=default_data_collator,
-        callbacks=[ExamplesPerStep()],
-    )
-    # Another process may not have made the folder yet.
-    folder = training_args.output_dir
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if Path(folder).is_dir() else None)
-    model.eval()
-    print(f"accuracy of the classifier on the validation split: {classifier_accuracy(model, data['validation']):.4f}")
-    return model, processor
-
-
-def load_splits(args: DataArguments, seed: int) -> DatasetDict:
-    """The four splits of the images, and "other", the images of the other source, where there is one."""
-    images = load_images(args.images, args.images_config, args.images_split)
-    images = images.select(range(min(len(images), args.max_images or len(images))))
-    splits = split_by_source(images, tuple(args.split_sizes), seed)
-    if args.other_images is not None:
-        other = load_images(args.other_images)
-        other = other.select(range(min(len(other), args.max_other_images or len(other))))
-        splits["other"] = other.add_column("source", list(range(len(other))))
-    return splits
-
-
-def load_attacked(
-    classifier: PixelClassifier, splits: DatasetDict, split: str, args: DataArguments, seed: int, processor
-):
-    """The attacked data set of a split and its counts, from `cache_dir` if they were made before."""
-    dataset, seed = splits[split], 1000 * seed + SEED_OF_SPLIT[split]
-    parts = (weights_digest(classifier), image_digest(dataset), json.dumps([args.attacks, seed], sort_keys=True))
-    folder = Path(args.cache_dir or "", hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16])
-    if args.cache_dir and (folder / "counts.json").is_file():
-        return Dataset.load_from_disk(folder), json.loads((folder / "counts.json").read_text("utf-8"))
-    attacked, counts = build_attacked_dataset(classifier, dataset, args.attacks, seed=seed, image_processor=processor)
-
-    def save(aside: Path) -> None:
-        attacked.save_to_disk(aside)
-        (aside / "counts.json").write_text(json.dumps(counts), "utf-8")
-
-    if args.cache_dir:
-        atomic_save(folder, save)
-    return attacked, counts
 
 
 def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: MBFTrainingArguments) -> None:
@@ -129,6 +57,9 @@ def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: 
     model, processor = load_classifier(classifier_args, splits, args)
     if args.process_index:
         return
+    if classifier_args.classifier is None:
+        accuracy = classifier_accuracy(model, splits["validation"].with_transform(transform_of(processor)))
+        print(f"accuracy of the classifier on the validation split: {accuracy:.4f}")
     classifier = PixelClassifier(model, *normalization_of(processor)).to(model.device).eval()
     attacked, counts = {}, {}
     for split in (split for split in SPLITS if split in splits):

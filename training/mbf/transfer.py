@@ -17,18 +17,24 @@ import torch
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
-from train import load_attacked, load_classifier, load_splits
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import write_results
 from hf_methods.data import image_digest
+from hf_methods.mbf.arguments_mbf import MBFTrainingArguments
 from hf_methods.mbf.attacks_mbf import PixelClassifier
 from hf_methods.mbf.baselines_mbf import moment_features
 from hf_methods.mbf.configuration_mbf import MBFConfig
 from hf_methods.mbf.data_mbf import normalization_of, stack_images
 from hf_methods.mbf.extraction_mbf import MBFFeatureExtractor
 from hf_methods.mbf.protocol_mbf import mbf_features, row_columns, rows_of_few_sources
-from hf_methods.mbf.training_mbf import ClassifierArguments, DataArguments, MBFTrainingArguments
+from hf_methods.mbf.recipe_mbf import (
+    ClassifierArguments,
+    DataArguments,
+    load_attacked,
+    load_classifier,
+    load_splits,
+)
 from hf_methods.metrics import detection_metrics
 
 

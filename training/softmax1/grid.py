@@ -27,7 +27,7 @@ from hf_methods.checkpoints import atomic_save, write_json, write_results
 from hf_methods.data import load_text_corpus, text_digest
 from hf_methods.grid import ArmsArguments, mean_and_sd, plot_arms, run_script
 from hf_methods.softmax1.data_softmax1 import token_blocks
-from hf_methods.softmax1.training_softmax1 import compute_figures
+from hf_methods.softmax1.recipe_softmax1 import compute_figures
 
 
 @dataclass

@@ -13,46 +13,25 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, default_data_collator, set_seed
+from transformers import AutoModelForCausalLM, Trainer, default_data_collator, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import write_results
-from hf_methods.data import load_text_corpus, stream_text_corpus, text_digest
 from hf_methods.ortho_adam import RESIDUAL_ROTATIONS, ortho_adam_cls_and_kwargs, ortho_adam_parameter_groups
 from hf_methods.resume import ExamplesPerStep
-from hf_methods.softmax1.data_softmax1 import blocks_dataset, stream_blocks, token_blocks, train_tokenizer
-from hf_methods.softmax1.training_softmax1 import (
+from hf_methods.softmax1.arguments_softmax1 import Softmax1TrainingArguments
+from hf_methods.softmax1.recipe_softmax1 import (
     DataArguments,
     ModelArguments,
-    Softmax1TrainingArguments,
     build_model,
     compute_figures,
+    load_data,
+    name_of_arm,
 )
 
 
-LABELS = {"softmax": "softmax", "softmax1": "softmax-1", "adamw": "AdamW", "orthoadam": "OrthoAdam"}
 RUN_SETTINGS = ("optimizer", "learning_rate", "weight_decay", "per_device_train_batch_size")  # of a card
-
-
-def load_data(args: DataArguments, seed: int):
-    """The tokenizer, the blocks of the training and the validation split as data sets, and digests of the texts."""
-    if args.streaming:
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-        train_texts = stream_text_corpus(args.corpus, args.corpus_config, "train").shuffle(seed, buffer_size=10_000)
-        eval_texts = stream_text_corpus(args.corpus, args.corpus_config, "validation")
-        train_blocks = stream_blocks(train_texts, tokenizer, args.seq_len, add_bos=True)
-        eval_blocks = stream_blocks(eval_texts, tokenizer, args.seq_len, add_bos=True).take(args.eval_blocks)
-        return tokenizer, train_blocks, eval_blocks, {}
-    corpus = load_text_corpus(args.corpus, args.corpus_config)
-    if args.tokenizer:
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    else:
-        tokenizer = train_tokenizer(corpus["train"]["text"], args.vocab_size)
-    train_blocks = token_blocks(corpus["train"]["text"], tokenizer, args.seq_len, add_bos=True)
-    eval_blocks = token_blocks(corpus["validation"]["text"], tokenizer, args.seq_len, add_bos=True)
-    digests = {split: text_digest(corpus[split]) for split in ("train", "validation")}
-    return tokenizer, blocks_dataset(train_blocks), blocks_dataset(eval_blocks[: args.eval_blocks]), digests
 
 
 def build_optimizer(model, args: Softmax1TrainingArguments):
@@ -88,7 +67,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: Softmax1Tr
     trainer.save_model()
     if trainer.is_world_process_zero():
         figures = measure(args.output_dir, eval_dataset, train_dataset)
-        arm = f"{LABELS[model_args.attention]} + {LABELS[args.optimizer]}"
+        arm = name_of_arm(model_args, args)
         settings = {**vars(model_args), **vars(data_args), **{name: getattr(args, name) for name in RUN_SETTINGS}}
         settings["max_steps"] = trainer.state.global_step
         write_results(

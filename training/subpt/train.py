@@ -25,9 +25,10 @@ from hf_methods.subpt.recipe_subpt import (
     ModelArguments,
     PromptData,
     build_model,
+    compute_figures,
     load_classes,
     load_data,
-    measure,
+    name_of_arm,
 )
 from hf_methods.subpt.training_subpt import SubPTTrainer
 
@@ -36,15 +37,6 @@ RUN_SETTINGS = (
     "subspace_rank", "subspace_epochs", "subspace_source", "nfl_weight", "nfl_loss", "anchor_names", "stop_epochs",
     "learning_rate", "num_train_epochs",
 )  # fmt: skip
-
-
-def arm_of(args: SubPTTrainingArguments) -> str:
-    """What the settings are called in tables."""
-    sources = {"snapshots": " + SubPT", "late": " + late subspace", "random": " + random subspace"}
-    subspace = sources[args.subspace_source] if args.subspace_rank else ""
-    anchor = {"auxiliary": " + NFL", "base": " + anchor on base names", "both": " + NFL and base anchor"}
-    stopped = f" stopped at epoch {args.stop_epochs}" if args.stop_epochs else ""
-    return f"CoOp{subspace}{anchor[args.anchor_names] if args.nfl_weight else ''}{stopped}"
 
 
 def train(
@@ -77,7 +69,7 @@ def train(
                 "NFL needs names: give `nfl_names`, or a base-to-novel run with the transductive protocol."
             )
         args.nfl_names = data.tests["novel"][2]
-    zero_shot = measure(data.tests, lambda names: model.encode_templates(names, [data_args.template]))
+    zero_shot = compute_figures(data.tests, lambda names: model.encode_templates(names, [data_args.template]))
     trainer = SubPTTrainer(model, args, train_dataset=data.train)
     curve = AccuracyCurve(trainer, data.tests)
     trainer.add_callback(curve)
@@ -90,7 +82,7 @@ def train(
     if not model_args.class_specific and hasattr(model.get_base_model(), "save_pretrained"):  # else open_clip's
         export_merged(model, folder / "merged", image_processor)
         model.save_pretrained(folder / "merged" / "adapter")
-    figures, arm = measure(data.tests, model.encode_classes), arm_of(args)
+    figures, arm = compute_figures(data.tests, model.encode_classes), name_of_arm(args)
     settings = {**vars(model_args), **vars(data_args), **{name: getattr(args, name) for name in RUN_SETTINGS}}
     if args.nfl_weight:
         settings["nfl_names"] = args.nfl_names

@@ -1,45 +1,20 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Settings of one training run, the model that they describe, and the figures of what was trained."""
+"""The model and the data that a recipe describes, and the figures of what was trained."""
 
 from dataclasses import dataclass, field
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_methods.processes import check_processes
+from hf_methods.data import load_text_corpus, stream_text_corpus, text_digest
+from hf_methods.softmax1.arguments_softmax1 import Softmax1TrainingArguments
 from hf_methods.softmax1.configuration_softmax1 import Softmax1GPT2Config, Softmax1LlamaConfig
+from hf_methods.softmax1.data_softmax1 import blocks_dataset, stream_blocks, token_blocks, train_tokenizer
 from hf_methods.softmax1.inspection_softmax1 import inspect_model
 from hf_methods.softmax1.modeling_softmax1 import Softmax1GPT2LMHeadModel, Softmax1LlamaForCausalLM
 from hf_methods.softmax1.quantization_softmax1 import quantization_report
-
-
-@dataclass
-class Softmax1TrainingArguments(TrainingArguments):
-    """`TrainingArguments` with OrthoAdam and the recipe's defaults.
-
-    Changed defaults: learning_rate 1e-3, weight_decay 0.1, adam_beta2 0.95, cosine schedule. The paper's own values are
-    not all known: `training/README.md` says where each comes from.
-    """
-
-    optimizer: str = field(default="orthoadam", metadata={"help": "'orthoadam' or 'adamw'."})
-    rotation: str = field(default="auto", metadata={"help": "Rotation of OrthoAdam, see its docstring."})
-    rotated_axes: str = field(
-        default="all", metadata={"help": "'all', or 'residual': only the residual stream's axis of each parameter."}
-    )
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
-    weight_decay: float = field(default=0.1, metadata={"help": "Decoupled weight decay of matrices."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "Decay rate of the second moment."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.optimizer not in ("orthoadam", "adamw"):
-            raise ValueError(f"`optimizer` must be 'orthoadam' or 'adamw', got {self.optimizer!r}.")
-        if self.rotated_axes not in ("all", "residual"):
-            raise ValueError(f"`rotated_axes` must be 'all' or 'residual', got {self.rotated_axes!r}.")
-        check_processes(self)
 
 
 @dataclass
@@ -80,6 +55,26 @@ class DataArguments:
     def __post_init__(self):
         if self.streaming and not self.tokenizer:
             raise ValueError("`streaming=True` needs `tokenizer`: none can be trained on a stream.")
+
+
+def load_data(args: DataArguments, seed: int):
+    """The tokenizer, the blocks of the training and the validation split as data sets, and digests of the texts."""
+    if args.streaming:
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+        train_texts = stream_text_corpus(args.corpus, args.corpus_config, "train").shuffle(seed, buffer_size=10_000)
+        eval_texts = stream_text_corpus(args.corpus, args.corpus_config, "validation")
+        train_blocks = stream_blocks(train_texts, tokenizer, args.seq_len, add_bos=True)
+        eval_blocks = stream_blocks(eval_texts, tokenizer, args.seq_len, add_bos=True).take(args.eval_blocks)
+        return tokenizer, train_blocks, eval_blocks, {}
+    corpus = load_text_corpus(args.corpus, args.corpus_config)
+    if args.tokenizer:
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    else:
+        tokenizer = train_tokenizer(corpus["train"]["text"], args.vocab_size)
+    train_blocks = token_blocks(corpus["train"]["text"], tokenizer, args.seq_len, add_bos=True)
+    eval_blocks = token_blocks(corpus["validation"]["text"], tokenizer, args.seq_len, add_bos=True)
+    digests = {split: text_digest(corpus[split]) for split in ("train", "validation")}
+    return tokenizer, blocks_dataset(train_blocks), blocks_dataset(eval_blocks[: args.eval_blocks]), digests
 
 
 def build_model(
@@ -125,6 +120,14 @@ def build_model(
     # `pipeline` generates 256 tokens by default, past the end of short models
     model.generation_config.max_new_tokens = min(256, seq_len // 2)  # type: ignore[union-attr]
     return model
+
+
+LABELS = {"softmax": "softmax", "softmax1": "softmax-1", "adamw": "AdamW", "orthoadam": "OrthoAdam"}
+
+
+def name_of_arm(model_args: ModelArguments, args: Softmax1TrainingArguments) -> str:
+    """What the settings are called in tables."""
+    return f"{LABELS[model_args.attention]} + {LABELS[args.optimizer]}"
 
 
 FIGURES = (

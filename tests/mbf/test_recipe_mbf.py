@@ -16,10 +16,10 @@ from transformers import (
 )
 
 from hf_methods.args import parse_args_and_config
-from hf_methods.mbf import AdversarialDetectionPipeline, MBFDetector
+from hf_methods.mbf import AdversarialDetectionPipeline, MBFDetector, recipe_mbf
+from hf_methods.mbf.arguments_mbf import MBFTrainingArguments
 from hf_methods.mbf.data_mbf import load_images
-from hf_methods.mbf.recipe_mbf import ARMS
-from hf_methods.mbf.training_mbf import ClassifierArguments, DataArguments, MBFTrainingArguments, build_classifier
+from hf_methods.mbf.recipe_mbf import ARMS, ClassifierArguments, DataArguments, build_classifier
 from hf_methods.metrics import DETECTION_METRICS
 
 
@@ -87,7 +87,7 @@ def test_the_recipe_leaves_a_repository_with_its_figures(recipe, tmp_path, monke
         raise AssertionError("attacked again")
 
     again = run("second", "--compare", "false", "--adaptive_steps", "0")
-    monkeypatch.setattr(recipe, "build_attacked_dataset", fail)
+    monkeypatch.setattr(recipe_mbf, "build_attacked_dataset", fail)
     third = run("third", "--compare", "false", "--adaptive_steps", "0")
     assert again["run"]["counts"] == third["run"]["counts"] == results["counts"]
     assert third["run"]["records"] == [] == again["run"]["records"]

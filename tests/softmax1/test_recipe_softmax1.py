@@ -18,11 +18,11 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_methods.softmax1.arguments_softmax1 import Softmax1TrainingArguments
 from hf_methods.softmax1.data_softmax1 import token_blocks, train_tokenizer
-from hf_methods.softmax1.training_softmax1 import (
+from hf_methods.softmax1.recipe_softmax1 import (
     DataArguments,
     ModelArguments,
-    Softmax1TrainingArguments,
     build_model,
 )
 
