@@ -219,6 +219,13 @@ def render_shares(shares: dict[str, dict[str, float]]) -> str:
     return markdown(["%", *shares], [[name, *row] for name, row in cells.items()])
 
 
+def render_speeds(speeds: dict[str, dict[str, float]]) -> str:
+    """Figures with three digits, one column a method."""
+    first = next(iter(speeds.values()))
+    rows = [[name, *(f"{float(f'{column[name]:.3g}'):,g}" for column in speeds.values())] for name in first]
+    return markdown(["", *speeds], rows)
+
+
 def render_differences(differences: dict[str, list]) -> str:
     """Differences of an arm to the others in points, over the seeds."""
     rows = [
@@ -263,6 +270,7 @@ RENDERERS = {
     "estimates": render_estimates,
     "parts_pct": render_shares,
     "kinds_pct": render_shares,
+    "speed_one_thread": render_speeds,
     "runs": render_sets,
     "training_step": render_training_step,
     "table": render_columns,
@@ -288,7 +296,10 @@ def render(text: str) -> str:
         elif key == "values":  # of the YAMLs beside the file
             body = render_sources(results[key], published_settings(path))
         else:
-            body = RENDERERS[key](results[key])
+            values = results[key]
+            if key == "summary_mean_and_sd" and len(results.get("seeds", ())) == 1:  # older files have 0 for none
+                values = {arm: {name: [pair[0], None] for name, pair in row.items()} for arm, row in values.items()}
+            body = RENDERERS[key](values)
         return f"<!-- table: {match[1]} {key} -->\n{body}\n<!-- end -->"
 
     return MARKED.sub(table, text)

@@ -3,7 +3,7 @@
 
 """The trainer of each method on images and texts without meaning: tiny for tests, or with the networks of published recipes.
 
-Batches are smaller than the recipes', so that a step takes seconds on a CPU.
+Batches are smaller than the recipes', so that a step takes seconds on a CPU; on a machine with a GPU they train there.
 """
 
 from pathlib import Path
@@ -44,7 +44,7 @@ from hf_methods.subpt.subspace_subpt import random_basis
 
 
 COMMON = {
-    "use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no",
+    "use_cpu": not torch.cuda.is_available(), "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no",
 }  # fmt: skip
 
 

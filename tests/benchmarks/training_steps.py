@@ -1,12 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The hf_methods authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What takes the time in a training step of each method: by part of the step, and by kind of operation.
+"""What takes the time in a training step of each method, by part of the step and kind of operation; and how fast it is.
 
 python tests/benchmarks/training_steps.py
 
-The trainers run as a user's do; the networks are those of published recipes, the batches smaller (see trainers.py). Times of parts
-are exclusive: what a part calls of another part counts there. Writes results/training_steps.json and the plot beside it.
+The trainers run as a user's do, on a GPU if there is one; the networks are those of published recipes, the batches smaller (see
+trainers.py). Times of parts are exclusive: what a part calls of another part counts there. Speeds are absolute, of this
+machine; how much of it is used is told by the speed of one large matrix product in the same run. Writes
+results/training_steps.json and the plot beside it.
 """
 
 import re
@@ -14,13 +16,15 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import torch
+from memory import peak_bytes
 from output import output_path
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 from trainers import TRAINERS, make_trainer
 from transformers import Trainer, TrainerCallback
 
@@ -30,6 +34,7 @@ from hf_methods.plotting import new_figure
 
 
 WARM_UP, STEPS = 2, 5
+EXAMPLES = "tokens (of the first) or images a second"
 LABELS = {
     "softmax1": "Softmax-1 + OrthoAdam",
     "cpe": "CPE",
@@ -49,6 +54,12 @@ KINDS = {  # of operations, by their names in torch; the first that fits
 OTHERS = "element by element, and others"
 
 
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 class Parts(TrainerCallback):
     """Seconds of the parts of a step, without those of parts that they call; counted behind the warm-up."""
 
@@ -63,11 +74,13 @@ class Parts(TrainerCallback):
 
         @wraps(function)
         def watched(*args, **kwargs):
+            synchronize()
             start = time.perf_counter()
             self.started.append(start)
             try:
                 return function(*args, **kwargs)
             finally:
+                synchronize()
                 end = time.perf_counter()
                 self.seconds[part] += end - self.started.pop()
                 if self.started:
@@ -119,6 +132,47 @@ def measure_parts(method: str) -> tuple[float, dict[str, float | None]]:
     return round(1000 * parts.wall / STEPS, 1), shares
 
 
+def product_speed(side: int = 2048) -> float:
+    """Operations a second of a matrix product in float32, the best of five."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = torch.randn(2, side, side, device=device)
+    seconds = []
+    for _ in range(6):
+        synchronize()
+        start = time.perf_counter()
+        a @ b
+        synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds[1:])
+
+
+def measure_speed(method: str, milliseconds: float, product: float) -> dict[str, float]:
+    """Absolute figures of a step that takes `milliseconds`, on a machine whose matrix products have the speed `product`."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(method, Path(folder), WARM_UP)
+        trainer.train()
+        batch = next(iter(trainer.get_train_dataloader()))
+        step = partial(trainer.training_step, trainer.model_wrapped, batch)
+        with FlopCounterMode(display=False) as counter:
+            step()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            step()
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            peak = peak_bytes(step)
+    examples = trainer.args.per_device_train_batch_size * (trainer.args.mu + 1 if method == "cpe" else 1)
+    examples *= 256 if method == "softmax1" else 4 if method == "cross_teaching" else 1
+    flops = counter.get_total_flops()
+    return {
+        EXAMPLES: examples / milliseconds * 1000,
+        "TFLOP a step": flops / 1e12,
+        "GFLOP a second": flops / milliseconds / 1e6,
+        "of a large matrix product's speed, %": 100 * flops / milliseconds * 1000 / product,
+        "activations and gradients at one time, MB": peak / 2**20,
+    }
+
+
 def kind_of(operation: str) -> str:
     """Which of `KINDS` an operation is."""
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, operation)), OTHERS)
@@ -160,15 +214,17 @@ def main() -> None:
     start = time.time()
     out = output_path(__file__)
     torch.set_num_threads(1)
-    milliseconds, parts, kinds = {}, {}, {}
+    product = product_speed()
+    milliseconds, parts, kinds, speeds = {}, {}, {}, {}
     for method in TRAINERS:
         label = LABELS[method]
         milliseconds[label], parts[label] = measure_parts(method)
         kinds[label] = measure_kinds(method)
+        speeds[label] = measure_speed(method, milliseconds[label], product)
         print(label, milliseconds[label], parts[label], kinds[label], flush=True)
     write_results(
         out, seeds=[0], data={}, wall_seconds=time.time() - start, step_ms_one_thread=milliseconds, parts_pct=parts,
-        kinds_pct=kinds,
+        kinds_pct=kinds, product_gflops=product / 1e9, speed_one_thread=speeds,
     )  # fmt: skip
     plot_parts(parts).savefig(out.with_suffix(".png"))
 
