@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from hf_methods.checkpoints import write_json
 from hf_methods.cross_teaching.arguments_cross_teaching import CrossTeachingTrainingArguments, ramp_weight
-from hf_methods.cross_teaching.checks_cross_teaching import RUN_FILE, check_resume, check_run, last_whole_checkpoint
+from hf_methods.cross_teaching.checks_cross_teaching import RUN_FILE, check_resume, check_run
 from hf_methods.cross_teaching.data_cross_teaching import label_names
 from hf_methods.cross_teaching.detectors_cross_teaching import build_processor
 from hf_methods.cross_teaching.evaluation_cross_teaching import detect, detection_metrics
@@ -31,6 +31,7 @@ from hf_methods.cross_teaching.sampling_cross_teaching import (
     SemiSupervisedDetectionDataset,
 )
 from hf_methods.cross_teaching.views_cross_teaching import ViewSettings
+from hf_methods.resume import last_whole_checkpoint
 
 
 logger = logging.get_logger(__name__)

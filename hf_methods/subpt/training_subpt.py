@@ -19,10 +19,9 @@ from accelerate.utils import broadcast
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from hf_methods.resume import ExamplesPerStep
+from hf_methods.resume import ExamplesPerStep, last_whole_checkpoint
 from hf_methods.subpt.arguments_subpt import NO_SHARDS, SubPTTrainingArguments, coop_learning_rate
 from hf_methods.subpt.peft_model_subpt import PeftModelForPromptedImageClassification
 from hf_methods.subpt.prompts_subpt import check_class_names
@@ -155,8 +154,8 @@ class SubPTTrainer(Trainer):
         """Collect, compute the basis, rewind and train with projection; with `subspace_rank=0` train once.
 
         Args:
-            resume: go on from the checkpoints in `output_dir`, in either phase. Needs a `save_strategy`. A run that was
-                resumed equals one that was not.
+            resume: go on from the last whole checkpoint in `output_dir`, in either phase. Needs a `save_strategy`. A run
+                that was resumed equals one that was not.
 
         Raises:
             ValueError: snapshots that span too few directions, or a checkpoint whose steps had another number of examples.
@@ -184,7 +183,7 @@ class SubPTTrainer(Trainer):
         self._set_context(start)
         self.prompt_model.basis = self.basis
         self._reset()
-        checkpoint = get_last_checkpoint(str(self.folder)) if resume and self.folder.is_dir() else None
+        checkpoint = last_whole_checkpoint(self.folder) if resume else None
         output = self.train(resume_from_checkpoint=checkpoint)
         snapshots = self._stacked().get("snapshots")
         return SubPTFitOutput(self.basis, snapshots, start, {**output.metrics, **collect_metrics})
@@ -205,7 +204,7 @@ class SubPTTrainer(Trainer):
         assert args.subspace_epochs is not None
         folder = self.folder / COLLECT_FOLDER
         self._collect_start, self.snapshots, self._collect_metrics = context.detach().cpu().clone(), {}, {}
-        checkpoint = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
+        checkpoint = last_whole_checkpoint(folder) if resume else None
         if checkpoint is not None and (folder / SNAPSHOT_FILE).is_file():
             stored = load_file(folder / SNAPSHOT_FILE)
             self._collect_start = stored["start"]

@@ -320,6 +320,8 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, step
     broken = make_trainer(tmp_path / "broken", callbacks=[Interrupt(step)], **options)
     with pytest.raises(KeyboardInterrupt):
         broken.fit()
+    for checkpoint in ("collect/checkpoint-100", "checkpoint-100"):  # stopped while it was written
+        (tmp_path / "broken" / checkpoint).mkdir(parents=True)
     random.seed(9), np.random.seed(9), torch.manual_seed(9)  # another process has another state
     again = make_trainer(tmp_path / "broken", **options)
     output = again.fit(resume=True)

@@ -7,7 +7,7 @@ accelerate launch training/mbf/train.py --config training/mbf/mnist5k_resnet.yam
 
 `output_dir` is then a repository of the pipeline `adversarial-detection`: detector, image processor, results.json, and in
 the folder `classifier` the classifier, with its image processor again. Attacked images are kept in `cache_dir`, by the digest
-of what they follow from. Several processes share the training of the classifier, which goes on from its last checkpoint if it
+of what they follow from. Several processes share the training of the classifier, which goes on from its last whole checkpoint if it
 was stopped; the first process does the rest by itself.
 """
 
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoImageProcessor, AutoModelForImageClassification, default_data_collator, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import atomic_save, write_results
@@ -54,7 +53,7 @@ from hf_methods.mbf.training_mbf import (
     build_classifier,
     classifier_accuracy,
 )
-from hf_methods.resume import ExamplesPerStep
+from hf_methods.resume import ExamplesPerStep, last_whole_checkpoint
 
 
 SPLITS = ("detector_train", "detector_test", "other")  # that are attacked
@@ -81,9 +80,7 @@ def load_classifier(args: ClassifierArguments, splits, training_args: MBFTrainin
         data_collator=default_data_collator,
         callbacks=[ExamplesPerStep()],
     )
-    # Another process may not have made the folder yet.
-    folder = training_args.output_dir
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(training_args.output_dir))
     model.eval()
     print(f"accuracy of the classifier on the validation split: {classifier_accuracy(model, data['validation']):.4f}")
     return model, processor
