@@ -217,6 +217,8 @@ class SubPTTrainer(Trainer):
                 self._collect_metrics = self.train(resume_from_checkpoint=checkpoint).metrics
             finally:
                 self._collecting, self._stop_after = False, None
+        else:  # stopped behind the last snapshot
+            self._set_context(self.snapshots[epochs].view_as(context))
         basis = compute_basis(
             self._stacked()["snapshots"][-args.subspace_epochs :], args.subspace_rank, args.subspace_center
         )

@@ -6,6 +6,7 @@
 import math
 import random
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback, set_seed
 
 from hf_methods.args import parse_args_and_config
-from hf_methods.subpt import SubPTConfig, SubspaceCollector, nfl_loss
+from hf_methods.subpt import SubPTConfig, SubspaceCollector, nfl_loss, training_subpt
 from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments, coop_learning_rate, early_epochs
 from hf_methods.subpt.subspace_subpt import compute_basis, project
 from hf_methods.subpt.training_subpt import SubPTTrainer, classification_accuracy
@@ -328,6 +329,18 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, step
     torch.testing.assert_close(output.snapshots, expected.snapshots, rtol=0, atol=0)
     torch.testing.assert_close(output.start, expected.start, rtol=0, atol=0)
     torch.testing.assert_close(again.prompt_model.context, whole.prompt_model.context, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rewind", ["none", "init"])
+def test_a_run_that_was_stopped_behind_the_last_snapshot_goes_on_from_there(tmp_path, rewind, monkeypatch):
+    options = dict(save_strategy="epoch", rewind=rewind)
+    expected = make_trainer(tmp_path / "whole", **options).fit()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training_subpt, "compute_basis", Mock(side_effect=KeyboardInterrupt))
+        make_trainer(tmp_path / "broken", **options).fit()
+    output = make_trainer(tmp_path / "broken", **options).fit(resume=True)
+    torch.testing.assert_close(output.start, expected.start, rtol=0, atol=0)
+    assert torch.equal(output.start.flatten(), output.snapshots[-1]) == (rewind == "none")
 
 
 # --- NFL -------------------------------------------------------------------------------------------------------------
