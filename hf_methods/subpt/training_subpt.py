@@ -33,6 +33,10 @@ logger = logging.get_logger(__name__)
 
 COLLECT_FOLDER, SNAPSHOT_FILE, SUBSPACE_FILE = "collect", "snapshots.safetensors", "fit.safetensors"
 ADAPTIVE = ("adam", "adagrad", "rmsprop", "adafactor", "lion", "lamb", "adalomo", "shampoo")
+NOT_FINITE = (
+    "the trained context is not finite: look for NaN in `pixel_values` or `image_embeds` of the training data, or lower "
+    "`learning_rate`."
+)
 NOT_LOGITS = ("ce_loss", "nfl_loss", "image_embeds", "text_embeds")
 
 
@@ -158,7 +162,8 @@ class SubPTTrainer(Trainer):
                 that was resumed equals one that was not.
 
         Raises:
-            ValueError: snapshots that span too few directions, or a checkpoint whose steps had another number of examples.
+            ValueError: snapshots that span too few directions, a checkpoint whose steps had another number of examples, or
+                a context that is not finite at the end.
         """
         args, context = self.args, self.prompt_model.context
         start, collect_metrics = context.detach().clone(), {}
@@ -185,6 +190,8 @@ class SubPTTrainer(Trainer):
         self._reset()
         checkpoint = last_whole_checkpoint(self.folder) if resume else None
         output = self.train(resume_from_checkpoint=checkpoint)
+        if not bool(context.isfinite().all()):  # Trainer's log leaves such losses out
+            raise ValueError(NOT_FINITE)
         snapshots = self._stacked().get("snapshots")
         return SubPTFitOutput(self.basis, snapshots, start, {**output.metrics, **collect_metrics})
 
@@ -376,9 +383,13 @@ def classification_accuracy(image_embeds: Tensor, labels: Tensor, class_features
         class_features: (classes, dim), normalised: of `encode_classes`, or of `encode_templates` for zero-shot CLIP.
 
     Raises:
-        ValueError: no images.
+        ValueError: no images, or labels that are no index of a class.
     """
     if not len(labels):
         raise ValueError("there are no images to classify.")
+    if int(labels.min()) < 0 or int(labels.max()) >= len(class_features):
+        raise ValueError(
+            f"`labels` must be from 0 to {len(class_features) - 1}, got {int(labels.min())} to {int(labels.max())}."
+        )
     predictions = (image_embeds.to(class_features) @ class_features.T).argmax(-1)
     return float((predictions == labels.to(predictions.device)).double().mean())

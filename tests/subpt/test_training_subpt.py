@@ -343,6 +343,19 @@ def test_a_run_that_was_stopped_behind_the_last_snapshot_goes_on_from_there(tmp_
     assert torch.equal(output.start.flatten(), output.snapshots[-1]) == (rewind == "none")
 
 
+def test_a_context_that_nan_has_reached_is_refused(tmp_path):
+    data = rows()
+    data[3]["image_embeds"] = data[3]["image_embeds"] * float("nan")
+    with pytest.raises(ValueError, match="context is not finite: look for NaN in `pixel_values` or `image_embeds`"):
+        make_trainer(tmp_path, dataset=data, subspace_rank=0).fit()
+
+
+def test_labels_that_are_no_class_are_no_wrong_answers():
+    for labels in ([0, 5], [-1, 0]):
+        with pytest.raises(ValueError, match=r"`labels` must be from 0 to 4, got"):
+            classification_accuracy(torch.ones(2, DIM), torch.tensor(labels), torch.ones(5, DIM))
+
+
 # --- NFL -------------------------------------------------------------------------------------------------------------
 
 
