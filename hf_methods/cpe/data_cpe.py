@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from hf_methods.data import read_rows
+
 
 UNLABELED_SHAPES = ("consistent", "uniform", "reversed", "middle", "head-tail", "random", "custom", "rest")
 
@@ -239,7 +241,8 @@ class TwoStreamDataset(torch.utils.data.Dataset):
         cache: decode all images now and keep them as uint8.
 
     Raises:
-        ValueError: no images, a missing column, or a label out of range.
+        ValueError: no images, a missing column, a label out of range, or images that can't be used (see
+            `hf_methods.data.read_rows`; without `cache` when they are wanted).
     """
 
     def __init__(
@@ -288,11 +291,11 @@ class TwoStreamDataset(torch.utils.data.Dataset):
 
     def _read(self, indices: Sequence[int]) -> Tensor:
         images = []
-        for start, source in zip((0, self.num_labeled), self.sources):
+        for name, start, source in zip(("labelled", "unlabelled"), (0, self.num_labeled), self.sources):
             rows = [i - start for i in indices if start <= i < start + len(source)]
             for at in range(0, len(rows), 512):  # not all of a large set as PIL images at once
-                chunk = source[rows[at : at + 512]][self.image_column]
-                images.append(images_to_tensor(chunk, self.size, self.num_channels))
+                chunk = read_rows(source, rows[at : at + 512], self.image_column, f"{name} data set")
+                images.append(images_to_tensor(chunk[self.image_column], self.size, self.num_channels))
         return torch.cat(images)
 
 

@@ -4,7 +4,6 @@
 """Images, their split by source, and the data set of attacked and of noisy images."""
 
 import gzip
-import hashlib
 import json
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 from torch import Tensor
 
+from hf_methods.data import read_rows
 from hf_methods.mbf.attacks_mbf import (
     NOISES,
     PixelClassifier,
@@ -206,18 +206,20 @@ def build_attacked_dataset(
         kept; under "clean" how many the classifier gets right.
 
     Raises:
-        ValueError: an unknown attack or parameter, or no image that the classifier gets right.
+        ValueError: an unknown attack or parameter, images that can't be used (see `hf_methods.data.read_rows`), or none that
+            the classifier gets right.
     """
     for name in attacks:
         check_attack(name)
-    images = stack_images(list(dataset["image"]), image_processor).to(classifier.mean.device)
-    labels, sources = torch.tensor(dataset["label"]), torch.tensor(dataset["source"])
+    rows = read_rows(dataset, range(len(dataset)))
+    images = stack_images(rows["image"], image_processor).to(classifier.mean.device)
+    labels, sources = torch.tensor(rows["label"]), torch.tensor(rows["source"])
     is_right = predict_classes(classifier, images).cpu() == labels
     counts: dict[str, dict[str, int]] = {"clean": {"tried": len(images), "clean": int(is_right.sum())}}
     if not is_right.any():
         raise ValueError(f"the classifier gets none of the {len(images)} images right: is the preprocessing its own?")
     images, labels, sources = images[is_right.to(images.device)], labels[is_right], sources[is_right]
-    rows = list(_rows("clean", "none", {}, images, images, labels, labels, sources))
+    attacked_rows = list(_rows("clean", "none", {}, images, images, labels, labels, sources))
     for number, (name, parameters) in enumerate(attacks.items()):
         attacked = run_attack(name, classifier, images, labels, seed=seed + number, **parameters)
         counts[name] = {"tried": len(images)}
@@ -228,8 +230,8 @@ def build_attacked_dataset(
             counts[name][kind] = int(keep.sum())
             at = keep.to(images.device)
             kept = (images[at], others[at], labels[keep], predictions[keep], sources[keep])
-            rows += _rows(kind, name, parameters, *kept)
-    return Dataset.from_list(rows, features=ATTACKED_FEATURES), counts
+            attacked_rows += _rows(kind, name, parameters, *kept)
+    return Dataset.from_list(attacked_rows, features=ATTACKED_FEATURES), counts
 
 
 def _rows(kind, attack, parameters, clean, images, labels, predictions, sources) -> Iterator[dict[str, Any]]:
@@ -265,12 +267,3 @@ def with_pixel_values(dataset: Dataset, classifier: PixelClassifier) -> Dataset:
         return {**{name: column for name, column in batch.items() if name != "image"}, "pixel_values": pixels.cpu()}
 
     return dataset.with_transform(transform)
-
-
-def image_digest(dataset: Dataset) -> str:
-    """SHA-256 (first 16 hex digits) over the pixels and classes of a data set, for results.json and file names."""
-    digest = hashlib.sha256()
-    for row in dataset:
-        image = row["image"]
-        digest.update(f"{image.mode} {image.size} {row['label']}\0".encode() + image.tobytes())
-    return digest.hexdigest()[:16]

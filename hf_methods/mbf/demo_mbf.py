@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor
 
+from hf_methods.data import image_digest
 from hf_methods.mbf.attacks_mbf import PixelClassifier
 from hf_methods.mbf.data_mbf import (
     build_attacked_dataset,
     draw_rows,
-    image_digest,
     load_images,
     normalization_of,
     split_by_source,

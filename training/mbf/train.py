@@ -23,11 +23,11 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, de
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import atomic_save, write_results
+from hf_methods.data import image_digest
 from hf_methods.mbf.attacks_mbf import PixelClassifier
 from hf_methods.mbf.data_mbf import (
     build_attacked_dataset,
     draw_rows,
-    image_digest,
     load_images,
     normalization_of,
     split_by_source,
@@ -123,6 +123,7 @@ def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: 
     start = time.time()
     set_seed(args.seed)
     splits = load_splits(data_args, args.seed)
+    digests = {split: image_digest(dataset) for split, dataset in splits.items()}  # reads every image before the work
     model, processor = load_classifier(classifier_args, splits, args)
     if args.process_index:
         return
@@ -178,7 +179,7 @@ def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: 
     write_results(
         Path(args.output_dir, "results.json"),
         seeds=[args.seed],
-        data={split: image_digest(dataset) for split, dataset in splits.items()},
+        data=digests,
         wall_seconds=time.time() - start,
         settings={"split": "detector_test", "train": settings},
         **(summarize_runs([run]) if records else {}),
