@@ -6,6 +6,7 @@
 import hashlib
 import random
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,8 +49,10 @@ def few_shot_indices(labels: Sequence[int], k: int, seed: int) -> list[int]:
         raise ValueError("there are no examples to draw from.")
     if min(by_class) < 0:
         raise ValueError(f"labels must be 0 or more, got {min(by_class)}.")
-    if missing := sorted(set(range(max(by_class) + 1)) - by_class.keys()):
-        raise ValueError(f"the classes {missing} have no example; number the classes from 0 without gaps.")
+    if num_missing := max(by_class) + 1 - len(by_class):
+        first = list(islice((label for label in range(max(by_class)) if label not in by_class), 5))
+        more = f" and {num_missing - len(first)} more" if num_missing > len(first) else ""
+        raise ValueError(f"the classes {first}{more} have no example; number the classes from 0 without gaps.")
     chosen: list[int] = []
     for label, indices in by_class.items():
         chosen += random.Random(f"{seed}/{label}").sample(indices, min(k, len(indices)))
