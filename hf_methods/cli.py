@@ -290,7 +290,10 @@ def _load(model: str, unquantized: bool, **kwargs):
 def _texts(text: str) -> tuple[list[str], list[str]]:
     """Texts to measure on, and training texts for calibration (none for a file)."""
     if Path(text).is_file():
-        return [Path(text).read_text("utf-8", errors="replace")], []
+        content = Path(text).read_text("utf-8", errors="replace")
+        if bad := content.count("\ufffd") - Path(text).read_bytes().count("\ufffd".encode()):
+            print(f"hf-methods: {bad} places in {text} are no UTF-8 and are read as U+FFFD.", file=sys.stderr)
+        return [content], []
     from hf_methods.data import load_text_corpus
 
     try:

@@ -11,13 +11,15 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value, load_dataset
 from huggingface_hub.constants import HF_HOME
 from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
 
 
 TEXT_FEATURES = Features({"text": Value("string"), "source": Value("string")})
@@ -117,12 +119,89 @@ def load_image_dataset(source: str, config: str | None = None) -> DatasetDict:
     )
 
 
+def read_rows(
+    dataset: Any, rows: Sequence[int], image_column: str = "image", name: str = "data set"
+) -> dict[str, list]:
+    """Some rows of a data set as columns, with images that can be used.
+
+    Args:
+        dataset: a `datasets.Dataset` without a transform, or a sequence of rows.
+        rows: their numbers.
+        image_column: column of PIL images; other values there pass as they are.
+        name: of the data set, for messages.
+
+    Raises:
+        ValueError: images that are missing, broken, empty or of more than 8 bits a channel, which conversion would make
+            white or black; each is named by its row.
+    """
+    try:
+        columns = _columns_of(dataset, rows)
+        faults: Sequence[str | None] = [_fault_of(image) for image in columns[image_column]]
+    except Exception:  # broken files fail in many ways
+        faults = [_fault_of_row(dataset, row, image_column) for row in rows]
+        if not any(faults):
+            raise
+    if bad := [f"row {row} ({fault})" for row, fault in zip(rows, faults) if fault]:
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise ValueError(
+            f"{len(bad)} of {len(rows)} images in the column {image_column!r} of the {name} can't be used: "
+            f"{', '.join(bad[:5])}{more}. Mend them, or leave them out with `dataset.select`."
+        )
+    return columns
+
+
+def iterate_images(dataset: Dataset, image_column: str = "image") -> Iterator[PILImage.Image]:
+    """All images of a data set in order, few at a time.
+
+    Raises:
+        ValueError: see `read_rows`.
+    """
+    for start in range(0, len(dataset), 32):
+        yield from read_rows(dataset, range(start, min(start + 32, len(dataset))), image_column)[image_column]
+
+
+def _columns_of(dataset: Any, rows: Sequence[int]) -> dict[str, list]:
+    if isinstance(dataset, Dataset):
+        return dataset[list(rows)]
+    items = [dataset[row] for row in rows]
+    return {name: [item[name] for item in items] for name in items[0]}
+
+
+def _fault_of_row(dataset: Any, row: int, image_column: str) -> str | None:
+    try:
+        return _fault_of(dataset[row][image_column])
+    except UnidentifiedImageError:  # whose message has an address in memory
+        fault = "not an image that PIL knows"
+    except Exception as error:  # noqa: BLE001
+        fault = str(error) or type(error).__name__
+    if isinstance(dataset, Dataset) and isinstance(dataset.features[image_column], Image):
+        stored = dataset.cast_column(image_column, Image(decode=False))[row][image_column]
+        fault = f"{stored['path']}: {fault}" if stored["path"] else fault
+    return fault
+
+
+def _fault_of(image: Any) -> str | None:
+    if image is None:
+        return "there is none"
+    if not isinstance(image, PILImage.Image):
+        return None
+    if not image.width or not image.height:
+        return "it has no pixels"
+    if image.mode.startswith(("I", "F")):
+        return f"mode {image.mode} has more than 8 bits a channel"
+    image.load()
+    return None
+
+
 def image_digest(dataset: Dataset, image_column: str = "image", label_column: str | None = "label") -> str:
-    """SHA-256 (first 16 hex digits) over the pixels and labels of a split, for results.json."""
-    digest = hashlib.sha256()
-    for row in dataset.with_format(None):
-        image = row[image_column]
-        label = row[label_column] if label_column else None
+    """SHA-256 (first 16 hex digits) over the pixels and labels of a split, for results.json.
+
+    Raises:
+        ValueError: images that can't be used, see `read_rows`.
+    """
+    digest, dataset = hashlib.sha256(), dataset.with_format(None)
+    labels = dataset[label_column] if label_column else [None] * len(dataset)
+    for image, label in zip(iterate_images(dataset, image_column), labels, strict=True):
         digest.update(f"{image.mode} {image.size} {label}\0".encode() + image.tobytes())
     return digest.hexdigest()[:16]
 

@@ -77,7 +77,8 @@ def long_tailed_classification(
         calibration error (15 bins of equal width).
 
     Raises:
-        ValueError: nothing to measure, lengths that differ, ids out of range, or `group_cuts` without `class_counts`.
+        ValueError: nothing to measure, lengths that differ, ids out of range, logits that are NaN, or `group_cuts` without
+            `class_counts`.
     """
     labels, answers = np.asarray(references), np.asarray(predictions)
     if len(labels) == 0 or len(labels) != len(answers):
@@ -89,6 +90,8 @@ def long_tailed_classification(
         if answers.shape[1] != num_classes:
             raise ValueError(f"logits must have one column for each of {num_classes} classes, got {answers.shape[1]}.")
         scores, answers = answers.astype(np.float64), answers.argmax(1)
+        if bad := int((np.isnan(scores) | np.isposinf(scores)).any(1).sum()):
+            raise ValueError(f"logits of {bad} of {len(scores)} `predictions` are NaN or infinite.")
     for name, ids in (("references", labels), ("predictions", answers)):
         if ids.min() < 0 or ids.max() >= num_classes:
             raise ValueError(f"`{name}` must be from 0 to {num_classes - 1}, got {ids.min()} to {ids.max()}.")
@@ -323,10 +326,15 @@ def voc07_average_precision(
         Between 0 and 1; NaN where no label occurs.
 
     Raises:
-        ValueError: another number of images.
+        ValueError: another number of images, a label out of range, or scores that are NaN.
     """
     if len(detections) != len(truths):
         raise ValueError(f"`detections` and `truths` must be of one length, got {len(detections)} and {len(truths)}.")
+    for number, images in enumerate(zip(detections, truths)):
+        if any(not 0 <= label < num_labels for image in images for label in np.asarray(image["labels"]).tolist()):
+            raise ValueError(f"labels of image {number} must be from 0 to {num_labels - 1}.")
+        if np.isnan(np.asarray(images[0]["scores"])).any():
+            raise ValueError(f"scores of image {number} are NaN: such detections have no order.")
     precisions = []
     for label in range(num_labels):
         rows = []  # (score, image, box) of the label

@@ -135,6 +135,15 @@ def test_inspect_with_all_schemes_takes_scales_of_each_batch_for_a_text_file(che
     assert (tmp_path / "quantization.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_bytes_of_a_text_file_that_are_no_utf8_are_counted(tmp_path, capsys):
+    (tmp_path / "text.txt").write_bytes("a \ufffd".encode() + b"\xff b \xe4")
+    assert cli._texts(str(tmp_path / "text.txt")) == (["a \ufffd\ufffd b \ufffd"], [])
+    assert "2 places in" in capsys.readouterr().err
+    (tmp_path / "text.txt").write_text("ä \ufffd")
+    cli._texts(str(tmp_path / "text.txt"))
+    assert capsys.readouterr().err == ""
+
+
 def test_inspect_of_a_corpus_calibrates_on_its_training_text(checkpoint, tmp_path, monkeypatch):
     corpus = {"test": {"text": [TEXT[:600]]}, "train": {"text": ["a dog sat away. " * 40]}}
     monkeypatch.setattr("hf_methods.data.load_text_corpus", lambda name: {"mine": corpus}[name])

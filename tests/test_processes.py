@@ -22,7 +22,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 from safetensors.torch import load_file
-from transformers.trainer_utils import get_last_checkpoint
 from two_processes import WORLD, run_in_two
 
 from hf_methods import CrossTeachingConfig, CrossTeachingModel, CrossTeachingTrainer, CrossTeachingTrainingArguments
@@ -33,6 +32,7 @@ from hf_methods.cross_teaching.training_cross_teaching import default_views
 from hf_methods.mbf.arguments_mbf import MBFTrainingArguments
 from hf_methods.mbf.recipe_mbf import ClassifierArguments, load_classifier
 from hf_methods.processes import check_processes
+from hf_methods.resume import last_whole_checkpoint
 from hf_methods.softmax1.arguments_softmax1 import Softmax1TrainingArguments
 from hf_methods.softmax1.recipe_softmax1 import DataArguments, ModelArguments
 from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments
@@ -100,7 +100,7 @@ def cross_teaching(folder, corpus, per_device, accumulation, **options):
     )  # fmt: skip
     views = default_views(model, flip=0.0, translation=0.1, strong="light")
     trainer = CrossTeachingTrainer(model, args, make_digit_scenes("labeled", 5), None, None, views=views)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
@@ -172,6 +172,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(name, tmp_path):
     whole = recipe(tmp_path / "whole", None, *settings)
     (tmp_path / "stopped").mkdir()
     (tmp_path / "stopped" / f"checkpoint-{SAVED}").symlink_to(tmp_path / "whole" / f"checkpoint-{SAVED}")
+    (tmp_path / "stopped" / f"checkpoint-{STEPS}").mkdir()  # where it was stopped
     torch.manual_seed(9)  # as if nothing of the first run were left
     assert differing(whole, recipe(tmp_path / "stopped", None, *settings)) == []
 

@@ -84,8 +84,8 @@ class CPETrainingArguments(TrainingArguments):
         if self.ema_buffers not in ("copy", "average"):
             raise ValueError(f"`ema_buffers` must be 'copy' or 'average', got {self.ema_buffers!r}.")
         for name in ("mu", "lambda_u", "threshold", "warmup_supervised_steps", "crop_padding", "randaugment_ops"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be finite and at least 0, got {getattr(self, name)}.")
         for name in ("ema_decay", "max_cutout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")

@@ -14,7 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from hf_methods.data import read_rows
 
+
+MAX_CLASSES = 1_000_000  # ids above are no numbers of classes, and would take memory as if they were
 UNLABELED_SHAPES = ("consistent", "uniform", "reversed", "middle", "head-tail", "random", "custom", "rest")
 
 
@@ -32,8 +35,10 @@ def long_tailed_counts(max_count: int, gamma: float, num_classes: int, uniform_m
     """
     if uniform_mode not in ("total", "per_class"):
         raise ValueError(f"`uniform_mode` must be 'total' or 'per_class', got {uniform_mode!r}.")
-    if abs(gamma) < 1:
+    if not 1 <= abs(gamma) < np.inf:
         raise ValueError(f"gamma must be at least 1, or at most -1 for the reversed order, got {gamma}.")
+    if not max_count < np.inf:
+        raise ValueError(f"the number of images must be finite, got {max_count}.")
     if gamma == 1:
         counts = [max_count // num_classes if uniform_mode == "total" else max_count] * num_classes
     else:
@@ -122,6 +127,8 @@ def make_longtail_ssl_splits(
     Raises:
         ValueError: an argument that makes no sense, or more images asked for than there are; the classes are named.
     """
+    if isinstance(dataset, DatasetDict) and "train" not in dataset:
+        raise ValueError(f"the data set has no split 'train', only {', '.join(dataset)}.")
     train = dataset["train"] if isinstance(dataset, DatasetDict) else dataset
     labels, names = _read_labels(train, label_column)
     num_classes = len(names)
@@ -197,6 +204,11 @@ def _read_labels(dataset: Dataset, label_column: str) -> tuple[np.ndarray, list[
     labels = np.asarray(values)
     if labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"the column {label_column!r} must hold class ids, got {values[:3]}.")
+    if labels.max() > MAX_CLASSES:
+        raise ValueError(
+            f"the column {label_column!r} has the class id {labels.max()}: number the classes from 0, as "
+            "`dataset.class_encode_column` does."
+        )
     feature = dataset.features[label_column]
     names = feature.names if isinstance(feature, ClassLabel) else [str(k) for k in range(int(labels.max()) + 1)]
     if labels.max() >= len(names) or labels.min() < -1:
@@ -239,7 +251,8 @@ class TwoStreamDataset(torch.utils.data.Dataset):
         cache: decode all images now and keep them as uint8.
 
     Raises:
-        ValueError: no images, a missing column, or a label out of range.
+        ValueError: no images, a missing column, a label out of range, or images that can't be used (see
+            `hf_methods.data.read_rows`; without `cache` when they are wanted).
     """
 
     def __init__(
@@ -288,11 +301,11 @@ class TwoStreamDataset(torch.utils.data.Dataset):
 
     def _read(self, indices: Sequence[int]) -> Tensor:
         images = []
-        for start, source in zip((0, self.num_labeled), self.sources):
+        for name, start, source in zip(("labelled", "unlabelled"), (0, self.num_labeled), self.sources):
             rows = [i - start for i in indices if start <= i < start + len(source)]
             for at in range(0, len(rows), 512):  # not all of a large set as PIL images at once
-                chunk = source[rows[at : at + 512]][self.image_column]
-                images.append(images_to_tensor(chunk, self.size, self.num_channels))
+                chunk = read_rows(source, rows[at : at + 512], self.image_column, f"{name} data set")
+                images.append(images_to_tensor(chunk[self.image_column], self.size, self.num_channels))
         return torch.cat(images)
 
 

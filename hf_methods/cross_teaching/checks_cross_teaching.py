@@ -21,25 +21,6 @@ logger = logging.get_logger(__name__)
 RUN_FILE = "cross_teaching_run.json"
 
 
-def last_whole_checkpoint(output_dir: str | Path) -> str | None:
-    """The last checkpoint in a folder that was written to its end, if any: `Trainer` writes its state last."""
-    folders = Path(output_dir).glob("checkpoint-*") if Path(output_dir).is_dir() else []
-    whole = [
-        folder
-        for folder in folders
-        if folder.name.rpartition("-")[2].isdigit() and _is_json(folder / "trainer_state.json")
-    ]
-    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def check_resume(folder: Path, config: CrossTeachingConfig, run_settings: dict[str, Any]) -> None:
     """See that a checkpoint is of this run.
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from transformers.utils import logging
 
 
@@ -105,7 +105,7 @@ def open_image(image: Any, size: tuple[int, int] | None = None) -> Image.Image:
             them, the image stays as it is stored, since its boxes are.
 
     Raises:
-        BadImageError: no image, a broken one, or one of more than 100 megapixels.
+        BadImageError: no image, a broken one, one of more than 8 bits a channel, or of more than 100 megapixels.
     """
     where = image
     try:
@@ -116,6 +116,10 @@ def open_image(image: Any, size: tuple[int, int] | None = None) -> Image.Image:
             where, image = "bytes", io.BytesIO(image)
         if not isinstance(image, Image.Image):
             image = Image.open(image)
+        if image.mode.startswith(("I", "F")):  # conversion would make all but the darkest pixels white
+            raise BadImageError(f"{where} has more than 8 bits a channel (mode {image.mode}); scale it to 8 bits.")
+        if not image.width or not image.height:
+            raise BadImageError(f"{where} has no pixels.")
         if image.width * image.height > MAX_PIXELS:
             raise BadImageError(f"{where} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}.")
         stored = image.size
@@ -129,7 +133,7 @@ def open_image(image: Any, size: tuple[int, int] | None = None) -> Image.Image:
         return upright.convert("RGB")
     except BadImageError:
         raise
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, TypeError, KeyError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, AttributeError) as error:
         raise BadImageError(f"{where} can't be read as an image: {error}") from error
     except Image.DecompressionBombError as error:
         raise BadImageError(f"{where} is too large: {error}") from error

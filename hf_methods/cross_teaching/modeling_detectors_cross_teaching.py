@@ -253,7 +253,8 @@ class TorchvisionDetectorForObjectDetection(PreTrainedModel):
             image_size: height and width of the batch's images, padding included.
 
         Raises:
-            ValueError: a label that the model does not have, a box without area, or more boxes than labels.
+            ValueError: a label that the model does not have, a box without area or outside of its image (such as one in
+                pixels), or more boxes than labels.
         """
         height, width = image_size
         scale = torch.tensor([width, height, width, height], dtype=torch.float32)
@@ -263,8 +264,12 @@ class TorchvisionDetectorForObjectDetection(PreTrainedModel):
             if len(boxes) != len(classes):
                 raise ValueError(f"image {number} has {len(boxes)} boxes and {len(classes)} labels.")
             sound = boxes.isfinite().all(-1) & (boxes[:, 2:] > 0).all(-1)
+            sound &= (boxes[:, :2] >= 0).all(-1) & (boxes[:, :2] <= 1).all(-1)
             if len(boxes) and not bool(sound.all()):
-                raise ValueError(f"image {number} has the box {boxes[~sound][0].tolist()}: sides must be above 0.")
+                raise ValueError(
+                    f"image {number} has the box {boxes[~sound][0].tolist()}: centres must be "
+                    "between 0 and 1, as shares of the image and not pixels, and sides must be above 0."
+                )
             targets.append(
                 {"boxes": box_convert(boxes * scale.to(boxes.device), "cxcywh", "xyxy"), "labels": classes + 1}
             )

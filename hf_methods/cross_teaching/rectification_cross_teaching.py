@@ -111,13 +111,15 @@ def label_rectification(
         N rows (own boxes, perhaps replaced), and with "add" K * N' rows more. Rows that are not `valid` hold zeros.
 
     Raises:
-        ValueError: an unknown option.
+        ValueError: an unknown option, or a threshold outside of [0, 1].
     """
     for name, value in (
         ("unmatched_own", unmatched_own), ("unmatched_other", unmatched_other), ("on_empty", on_empty), ("tie", tie)
     ):  # fmt: skip
         if value not in OPTIONS[name]:
             raise ValueError(f"`{name}` must be one of {', '.join(OPTIONS[name])}, got {value!r}.")
+    if not 0 <= iou_threshold <= 1:
+        raise ValueError(f"`iou_threshold` must be between 0 and 1, got {iou_threshold}.")
     num_others, num_other_boxes = others.scores.shape[0], others.scores.shape[-1]
     num_own = own.scores.shape[-1]
     others_empty = ~others.valid.any(-1).any(0) if num_other_boxes else torch.ones_like(own.valid[..., 0:1]).any(-1)
@@ -196,6 +198,7 @@ def label_rectification(
     )  # fmt: skip
 
 
+@torch.no_grad()  # detections made without it have gradients, which pseudo labels don't pass on
 def rectify(
     own: list[dict[str, Tensor]],
     others: list[list[dict[str, Tensor]]],

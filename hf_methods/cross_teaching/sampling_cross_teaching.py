@@ -113,14 +113,15 @@ class SemiSupervisedDetectionDataset(torch.utils.data.Dataset):
         raise ValueError("no image of the data set can be read.")
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        num_streams = 1 if self.shared_unlabeled else self.num_detectors
+        num_streams, before = 1 if self.shared_unlabeled else self.num_detectors, self.num_unreadable
         unlabeled = []
         if self.unlabeled is not None:
             for detector in range(num_streams):
                 positions = range(number * self.unlabeled_ratio, (number + 1) * self.unlabeled_ratio)
                 unlabeled.append([self._unlabeled_sample(detector, position) for position in positions])
         labeled = [self._labeled_sample(detector, number) for detector in range(self.num_detectors)]
-        return {"labeled": labeled, "unlabeled": unlabeled}
+        # With the sample, as a worker's own count does not reach the trainer.
+        return {"labeled": labeled, "unlabeled": unlabeled, "num_unreadable": self.num_unreadable - before}
 
     def _labeled_sample(self, detector: int, position: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, 2, detector, position])
@@ -185,7 +186,8 @@ class DataCollatorForCrossTeaching:
 
     Returns:
         `labeled`: for each detector dict(pixel_values (B, 3, H, W), labels, and if padded pixel_mask); `unlabeled`: for
-        each detector (or one, if shared) dict(weak, strong (r B, 3, H, W), weak_to_strong (r B, 4), truth, and masks).
+        each detector (or one, if shared) dict(weak, strong (r B, 3, H, W), weak_to_strong (r B, 4), truth, and masks);
+        `num_unreadable`: how often an image could not be read.
     """
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -194,7 +196,8 @@ class DataCollatorForCrossTeaching:
             self._unlabeled([sample for samples in column for sample in samples])
             for column in zip(*(sample["unlabeled"] for sample in samples))
         ]
-        return {"labeled": labeled, "unlabeled": unlabeled}
+        num_unreadable = sum(sample["num_unreadable"] for sample in samples)
+        return {"labeled": labeled, "unlabeled": unlabeled, "num_unreadable": num_unreadable}
 
     @staticmethod
     def _labeled(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from hf_methods.checkpoints import write_json
 from hf_methods.cross_teaching.arguments_cross_teaching import CrossTeachingTrainingArguments, ramp_weight
-from hf_methods.cross_teaching.checks_cross_teaching import RUN_FILE, check_resume, check_run, last_whole_checkpoint
+from hf_methods.cross_teaching.checks_cross_teaching import RUN_FILE, check_resume, check_run
 from hf_methods.cross_teaching.data_cross_teaching import label_names
 from hf_methods.cross_teaching.detectors_cross_teaching import build_processor
 from hf_methods.cross_teaching.evaluation_cross_teaching import average_precisions, detect
@@ -32,6 +32,7 @@ from hf_methods.cross_teaching.sampling_cross_teaching import (
     SemiSupervisedDetectionDataset,
 )
 from hf_methods.cross_teaching.views_cross_teaching import ViewSettings
+from hf_methods.resume import last_whole_checkpoint
 
 
 logger = logging.get_logger(__name__)
@@ -139,6 +140,7 @@ class CrossTeachingTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.step_was_skipped = False
         self.num_skipped_steps = 0
+        self.num_unreadable_images = 0
         self._last_logs: dict[str, Tensor] = {}
         self._sums: dict[str, list[Tensor]] = {}
         self.add_callback(TeacherCallback(self))
@@ -179,6 +181,7 @@ class CrossTeachingTrainer(Trainer):
         unlabeled = None if is_burn_in or not inputs["unlabeled"] else inputs["unlabeled"]
         outputs = model(labeled=inputs["labeled"], unlabeled=unlabeled, unsup_weight=weight)
         self._last_logs = outputs.logs
+        self.num_unreadable_images += inputs["num_unreadable"]
         for name, value in (self._count_objects(inputs["labeled"]) | outputs.logs).items():
             self._sums.setdefault(name, []).append(value.float())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -219,8 +222,8 @@ class CrossTeachingTrainer(Trainer):
                     logs[name.replace("right", "precision")] = count / used
             self._warn_of_pseudo_labels(means)
             logs["skipped_steps"] = self.num_skipped_steps
-            if self.train_dataset.num_unreadable:  # type: ignore[union-attr]
-                logs["unreadable_images"] = self.train_dataset.num_unreadable  # type: ignore[union-attr]
+            if self.num_unreadable_images:
+                logs["unreadable_images"] = self.num_unreadable_images
         super().log(logs, start_time)
 
     def _warn_of_pseudo_labels(self, means: dict[str, float]) -> None:

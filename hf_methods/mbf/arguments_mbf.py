@@ -48,6 +48,17 @@ class MBFTrainingArguments(TrainingArguments):
         self.detector_config()  # a bad value is an error before the classifier is trained
         if self.num_folds < 2 or not self.svm_c or not self.svm_gamma:
             raise ValueError("`num_folds` must be at least 2, and `svm_c` and `svm_gamma` need a candidate.")
+        for name in ("svm_c", "svm_gamma"):
+            if not all(0 < value < float("inf") for value in getattr(self, name)):
+                raise ValueError(f"`{name}` must be positive numbers, got {getattr(self, name)}.")
+        for name in ("max_train_rows", "bootstrap_samples", "adaptive_images"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.adaptive_steps < 0 or not 0 < self.adaptive_eps <= 1:
+            raise ValueError(
+                f"`adaptive_steps` must be at least 0 and `adaptive_eps` in (0, 1], got {self.adaptive_steps} and "
+                f"{self.adaptive_eps}."
+            )
         check_processes(self)
 
     def detector_config(self, **more: Any) -> MBFConfig:

@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 from torch import Tensor
 
+from hf_methods.data import read_rows
 from hf_methods.mbf.attacks_mbf import (
     NOISES,
     PixelClassifier,
@@ -205,18 +206,20 @@ def build_attacked_dataset(
         kept; under "clean" how many the classifier gets right.
 
     Raises:
-        ValueError: an unknown attack or parameter, or no image that the classifier gets right.
+        ValueError: an unknown attack or parameter, images that can't be used (see `hf_methods.data.read_rows`), or none that
+            the classifier gets right.
     """
     for name in attacks:
         check_attack(name)
-    images = stack_images(list(dataset["image"]), image_processor).to(classifier.mean.device)
-    labels, sources = torch.tensor(dataset["label"]), torch.tensor(dataset["source"])
+    rows = read_rows(dataset, range(len(dataset)))
+    images = stack_images(rows["image"], image_processor).to(classifier.mean.device)
+    labels, sources = torch.tensor(rows["label"]), torch.tensor(rows["source"])
     is_right = predict_classes(classifier, images).cpu() == labels
     counts: dict[str, dict[str, int]] = {"clean": {"tried": len(images), "clean": int(is_right.sum())}}
     if not is_right.any():
         raise ValueError(f"the classifier gets none of the {len(images)} images right: is the preprocessing its own?")
     images, labels, sources = images[is_right.to(images.device)], labels[is_right], sources[is_right]
-    rows = list(_rows("clean", "none", {}, images, images, labels, labels, sources))
+    attacked_rows = list(_rows("clean", "none", {}, images, images, labels, labels, sources))
     for number, (name, parameters) in enumerate(attacks.items()):
         attacked = run_attack(name, classifier, images, labels, seed=seed + number, **parameters)
         counts[name] = {"tried": len(images)}
@@ -227,8 +230,8 @@ def build_attacked_dataset(
             counts[name][kind] = int(keep.sum())
             at = keep.to(images.device)
             kept = (images[at], others[at], labels[keep], predictions[keep], sources[keep])
-            rows += _rows(kind, name, parameters, *kept)
-    return Dataset.from_list(rows, features=ATTACKED_FEATURES), counts
+            attacked_rows += _rows(kind, name, parameters, *kept)
+    return Dataset.from_list(attacked_rows, features=ATTACKED_FEATURES), counts
 
 
 def _rows(kind, attack, parameters, clean, images, labels, predictions, sources) -> Iterator[dict[str, Any]]:

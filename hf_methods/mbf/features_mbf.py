@@ -44,7 +44,7 @@ def mbf(x: Tensor, num_coefficients: int, dim: int | tuple[int, ...] | None = No
 
     Raises:
         TypeError: `x` is complex or of an integer dtype.
-        ValueError: `num_coefficients` below 1, or `dim` names a dimension twice.
+        ValueError: `num_coefficients` below 1, or `dim` names a dimension twice or one that `x` does not have.
 
     Example:
 
@@ -54,8 +54,11 @@ def mbf(x: Tensor, num_coefficients: int, dim: int | tuple[int, ...] | None = No
     """
     check_num_coefficients(num_coefficients)
     check_responses(x, "`x`")
+    x = x if x.ndim else x[None]
     dims = tuple(range(x.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     dims = tuple(d + x.ndim if d < 0 else d for d in dims)
+    if any(not 0 <= d < x.ndim for d in dims):
+        raise ValueError(f"`dim` must name dimensions of a tensor with {x.ndim}, got {dim}.")
     if len(set(dims)) != len(dims):
         raise ValueError(f"`dim` names a dimension twice: {dim}.")
     kept = [d for d in range(x.ndim) if d not in dims]
@@ -221,7 +224,7 @@ def generalized_gaussian_mbf(shape: Tensor | float, num_coefficients: int) -> Te
     Laplace density: sqrt(pi t / sinh(pi t)); 2 the Gaussian: cosh(pi t / 2)^(-1/2); infinity the uniform: 1 / sqrt(1 + t^2).
 
     Args:
-        shape: positive, of any shape; infinity is the uniform density.
+        shape: positive, real, of any shape; infinity is the uniform density.
         num_coefficients: orders, at least 1.
 
     Returns:
@@ -231,11 +234,12 @@ def generalized_gaussian_mbf(shape: Tensor | float, num_coefficients: int) -> Te
         ValueError: a shape that is not positive, or `num_coefficients` below 1.
     """
     check_num_coefficients(num_coefficients)
-    shape = torch.as_tensor(shape).double()
+    shape = torch.as_tensor(shape, dtype=torch.float64)
     if not (shape > 0).all():
         raise ValueError(f"`shape` must be positive, got {shape[~(shape > 0)].flatten()[0].item()}.")
     t = 2 * math.pi / math.log(10) * torch.arange(1, num_coefficients + 1, device=shape.device, dtype=torch.float64)
-    real = (1 / shape.clamp_max(1e12))[..., None].expand(*shape.shape, num_coefficients)
+    # Below 1e-5 the magnitudes are 0 in float64, and the logarithms too large to be subtracted.
+    real = (1 / shape.clamp(1e-6, 1e12))[..., None].expand(*shape.shape, num_coefficients)
     z = torch.complex(real, -t * real)
     return (_log_abs_gamma(z) - torch.lgamma(real)).exp()
 
@@ -261,14 +265,14 @@ def estimate_shape(magnitude: Tensor | float) -> Tensor:
     Returns:
         float64 of the same shape: infinity above the uniform's magnitude, at least 0.05, NaN for NaN.
     """
-    magnitude = torch.as_tensor(magnitude).double()
+    magnitude = torch.as_tensor(magnitude, dtype=torch.float64)
     low, high = (torch.full_like(magnitude, math.log(bound)) for bound in SHAPE_RANGE)
     for _ in range(50):  # halves of a range of 12: to 1e-14
         middle = (low + high) / 2
         is_below = generalized_gaussian_mbf(middle.exp(), 1)[..., 0] < magnitude
         low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
     shape = ((low + high) / 2).exp()
-    limit = generalized_gaussian_mbf(SHAPE_RANGE[1], 1).to(magnitude.device)
+    limit = generalized_gaussian_mbf(SHAPE_RANGE[1], 1)[0].to(magnitude.device)
     shape = shape.masked_fill(magnitude >= limit, math.inf)
     return shape.masked_fill(magnitude.isnan(), math.nan)
 

@@ -20,7 +20,6 @@ from transformers import (
     ViTImageProcessor,
     default_data_collator,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_methods.checkpoints import atomic_save
 from hf_methods.data import image_digest
@@ -31,7 +30,7 @@ from hf_methods.mbf.data_mbf import build_attacked_dataset, load_images, split_b
 from hf_methods.mbf.modeling_mbf import weights_digest
 from hf_methods.mbf.protocol_mbf import summarize_records
 from hf_methods.mbf.training_mbf import ClassifierTrainer
-from hf_methods.resume import ExamplesPerStep
+from hf_methods.resume import ExamplesPerStep, last_whole_checkpoint
 
 
 SEED_OF_SPLIT = {"detector_train": 0, "detector_test": 100, "validation": 200, "other": 300}
@@ -174,9 +173,7 @@ def load_classifier(args: ClassifierArguments, splits, training_args: MBFTrainin
         data_collator=default_data_collator,
         callbacks=[ExamplesPerStep()],
     )
-    # Another process may not have made the folder yet.
-    folder = training_args.output_dir or "."
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(training_args.output_dir or "."))
     return model.eval(), processor
 
 

@@ -426,6 +426,8 @@ def _check_group(group: dict[str, Any]) -> None:
     for name in ("lr", "eps", "weight_decay", "max_dense_dim"):
         if not group[name] >= 0:
             raise ValueError(f"`{name}` must be at least 0, got {group[name]}.")
+    if len(group["betas"]) != 2:
+        raise ValueError(f"`betas` must be two numbers, got {group['betas']}.")
     for beta in group["betas"]:
         if not 0 <= beta < 1:
             raise ValueError(f"`betas` must be in [0, 1), got {group['betas']}.")

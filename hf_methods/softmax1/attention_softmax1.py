@@ -55,18 +55,21 @@ def softmax1(x: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tens
     Args:
         x: floating-point scores of any shape. float16 and bfloat16 are computed in float32.
         dim: the dimension that is normalised; the result sums to less than 1 along it.
-        dtype: dtype of the result, default that of `x`.
+        dtype: dtype of the result, floating point, default that of `x`.
 
     Returns:
         Weights of the shape of `x`. A row of -inf gives exactly 0.
 
     Raises:
-        TypeError: `x` is not floating point.
+        TypeError: `x` or `dtype` is not floating point.
     """
-    if not x.is_floating_point():
-        raise TypeError(f"softmax1 needs a floating-point tensor, got {x.dtype}; convert with `x.float()`.")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"softmax1 needs a floating-point tensor, got {got}; convert with `x.float()`.")
     dtype = dtype or x.dtype
-    if x.shape[dim] == 0:
+    if not dtype.is_floating_point:
+        raise TypeError(f"softmax1 needs a floating-point `dtype`, as weights are below 1; got {dtype}.")
+    if x.ndim and x.shape[dim] == 0:
         return x.to(dtype)
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()

@@ -57,7 +57,7 @@ def token_blocks(
         int64 (blocks, seq_len). Tokens behind the last full block are left out.
 
     Raises:
-        ValueError: `seq_len` below 2, no BOS token, or a text too short for one block.
+        ValueError: `seq_len` below 2, no BOS token, a row that is no text, or a text too short for one block.
     """
     _check_block_options(tokenizer, seq_len, add_bos)
     blocks, num_tokens = _cut_blocks(texts, tokenizer, seq_len, add_bos)
@@ -77,7 +77,15 @@ def _cut_blocks(texts, tokenizer, seq_len: int, add_bos: bool) -> tuple[Tensor, 
     """The blocks (perhaps none) and the number of tokens in all."""
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     tokens: list[int] = []
-    for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]:
+    if isinstance(texts, str):  # it would be read letter by letter
+        raise ValueError("`texts` must be a list of texts, got one text.")  # noqa: TRY004
+    texts = list(texts)
+    if bad := [row for row, text in enumerate(texts) if not isinstance(text, str)]:
+        raise ValueError(
+            f"{len(bad)} of {len(texts)} texts are none, the first in row {bad[0]} ({texts[bad[0]]!r}). Leave them out with "
+            "`dataset.filter`."
+        )
+    for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
         tokens += ids + end
     own = seq_len - 1 if add_bos else seq_len
     blocks = torch.tensor(tokens[: len(tokens) // own * own], dtype=torch.long).view(-1, own)

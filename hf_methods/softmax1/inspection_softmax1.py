@@ -8,7 +8,7 @@ behind each block. They are computed for any causal model of transformers, with 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -90,8 +90,10 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The blocks of a causal language model.
 
     Raises:
-        TypeError: an encoder-decoder, or no list of `num_hidden_layers` modules.
+        TypeError: no model of transformers, an encoder-decoder, or no list of `num_hidden_layers` modules.
     """
+    if getattr(model, "config", None) is None:
+        raise TypeError(f"a causal language model of transformers is needed, got {type(model).__name__}.")
     if model.config.is_encoder_decoder:
         raise TypeError(f"{type(model).__name__} is an encoder-decoder; a causal language model is needed.")
     num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
@@ -109,14 +111,40 @@ def perplexity(model: PreTrainedModel, blocks: Tensor, batch_size: int = 8) -> f
         model: a causal language model, used as it is (call `.eval()` first).
         blocks: token ids (blocks, seq_len), no padding.
         batch_size: blocks in a forward pass.
+
+    Raises:
+        ValueError: no blocks, or token ids that the model does not have.
     """
     from hf_methods.metrics import token_perplexity  # `evaluate` is slow to import
 
+    blocks = check_blocks(model, blocks)
     nll = torch.zeros((), dtype=torch.float64, device=model.device)
     for batch in blocks.split(batch_size):
         batch = batch.to(model.device)
         nll += _nll(model(batch, attention_mask=torch.ones_like(batch), use_cache=False).logits, batch).sum()
     return token_perplexity([nll.item()], [blocks.shape[0] * (blocks.shape[1] - 1)])
+
+
+def check_blocks(model: PreTrainedModel, blocks: Tensor) -> Tensor:
+    """Token ids (blocks, seq_len) as int64.
+
+    Raises:
+        ValueError: another shape or dtype, no blocks, or ids that the model's embedding does not have.
+    """
+    if blocks.ndim != 2 or blocks.shape[1] < 2 or blocks.is_floating_point() or blocks.dtype == torch.bool:
+        raise ValueError(
+            f"token ids must be integers (blocks, seq_len >= 2), got {tuple(blocks.shape)} of {blocks.dtype}."
+        )
+    if not len(blocks):
+        raise ValueError("there are no blocks of token ids.")
+    size = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    low, high = int(blocks.min()), int(blocks.max())
+    if low < 0 or size is not None and high >= size:
+        raise ValueError(
+            f"token ids must be from 0 to {'' if size is None else size - 1}, got {low} to {high}: is the tokenizer that "
+            "of the model?"
+        )
+    return blocks.long()
 
 
 def _nll(logits: Tensor, ids: Tensor) -> Tensor:
@@ -148,26 +176,31 @@ def inspect_model(
         max_blocks: number of blocks used, from the front.
         batch_size: blocks in a forward pass.
         add_bos: begin each block with the tokenizer's BOS token.
-        attention_mask: (blocks, seq_len) with 0 for padding, for token ids. "First token" is then the first unmasked
-            one; masked queries and keys don't count.
+        attention_mask: (blocks, seq_len) with 0 for padding and 1 elsewhere, for token ids. "First token" is then the first
+            unmasked one; masked queries and keys don't count.
         device: move the model there for the measurement.
         plots_dir: also write the figures there.
 
     Raises:
-        TypeError: an encoder-decoder, or a model that returns no attention weights.
-        ValueError: a text too short, or blocks longer than the model's positions.
+        TypeError: no model of transformers, an encoder-decoder, or a model that returns no attention weights.
+        ValueError: a text too short, no blocks, blocks longer than the model's positions, token ids that it does not have,
+            or a mask with other numbers than 0 and 1 or of nothing but 0 for a block.
     """
+    if max_blocks < 1 or batch_size < 1:
+        raise ValueError(f"`max_blocks` and `batch_size` must be at least 1, got {max_blocks} and {batch_size}.")
     if isinstance(model, str):
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
         model = AutoModelForCausalLM.from_pretrained(model)
     layers = decoder_layers(model)
-    blocks = _as_blocks(dataset, tokenizer, seq_len, add_bos)[:max_blocks]
+    blocks = check_blocks(model, _as_blocks(dataset, tokenizer, seq_len, add_bos)[:max_blocks])
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit and blocks.shape[1] > limit:
         raise ValueError(f"seq_len={blocks.shape[1]} is more than the model's {limit} positions.")
     mask = torch.ones_like(blocks) if attention_mask is None else attention_mask[:max_blocks]
     if mask.shape != blocks.shape:
         raise ValueError(f"attention_mask {tuple(mask.shape)} and token ids {tuple(blocks.shape)} differ in shape.")
+    if not ((mask == 0) | (mask == 1)).all() or not mask.any(1).all():
+        raise ValueError("attention_mask must hold 0 and 1, with at least one 1 for each block.")
     with _eager_eval(model, device), torch.no_grad():
         sums = _Sums(len(layers))
         batches = zip(blocks.split(batch_size), mask.split(batch_size), strict=True)
@@ -187,9 +220,9 @@ def inspect_model(
 
 def _as_blocks(dataset, tokenizer, seq_len, add_bos) -> Tensor:
     if isinstance(dataset, Tensor):
-        if dataset.ndim != 2 or dataset.shape[1] < 2 or dataset.is_floating_point():
-            raise ValueError(f"token ids must be integers (blocks, seq_len >= 2), got {tuple(dataset.shape)}.")
         return dataset
+    if isinstance(dataset, (str, Mapping)):  # which would be read letter by letter, or key by key
+        raise ValueError(f"`dataset` must be texts, a data set or token ids, got a {type(dataset).__name__}.")  # noqa: TRY004
     if tokenizer is None:
         raise ValueError("texts need a `tokenizer`; or pass token ids (blocks, seq_len).")
     from datasets import Dataset  # slow to import

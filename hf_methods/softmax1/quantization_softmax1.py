@@ -50,8 +50,14 @@ def quantize_tensor(
         (channels, groups)). |x_hat - x| <= scale / 2 for absmax, <= scale for zeropoint.
 
     Raises:
-        ValueError: an unknown option, bits or group_size out of range, or x not finite.
+        TypeError: x is no floating-point tensor.
+        ValueError: an unknown option, bits or group_size out of range, or x empty or not finite.
     """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"quantize_tensor needs a floating-point tensor, got {got}.")
+    if x.numel() == 0:
+        raise ValueError(f"quantize_tensor needs values, got the shape {tuple(x.shape)}.")
     _check_options(bits, scheme, granularity, group_size)
     if not torch.isfinite(x).all():
         raise ValueError(f"quantize_tensor needs finite values; {int((~torch.isfinite(x)).sum())} are not.")
@@ -75,8 +81,8 @@ def quantize_tensor(
 
 
 def _check_options(bits: int, scheme: str, granularity: str, group_size: int) -> None:
-    if not 2 <= bits <= 8:
-        raise ValueError(f"`bits` must be 2 to 8, got {bits}.")
+    if bits not in range(2, 9):
+        raise ValueError(f"`bits` must be a whole number from 2 to 8, got {bits!r}.")
     if group_size < 1:
         raise ValueError(f"`group_size` must be at least 1, got {group_size}.")
     for name, value, allowed in (("scheme", scheme, SCHEMES), ("granularity", granularity, GRANULARITIES)):

@@ -140,7 +140,9 @@ class SubPTTrainingArguments(TrainingArguments):
                     f"`subspace_rank` must be at most {limit} with {self.subspace_epochs} snapshots, got "
                     f"{self.subspace_rank}; collect more epochs (`subspace_epochs`) or lower it."
                 )
-        if self.nfl_weight < 0:
-            raise ValueError(f"`nfl_weight` must be 0 or more, got {self.nfl_weight}.")
+        if not 0 <= self.nfl_weight < float("inf"):
+            raise ValueError(f"`nfl_weight` must be 0 or more and finite, got {self.nfl_weight}.")
+        if self.class_chunk_size is not None and self.class_chunk_size < 1:
+            raise ValueError(f"`class_chunk_size` must be at least 1, got {self.class_chunk_size}.")
         if self.fsdp:
             raise ValueError(NO_SHARDS)

@@ -6,6 +6,7 @@
 import hashlib
 import random
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,8 @@ from datasets import Image as DatasetImage
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
+
+from hf_methods.data import iterate_images, read_rows
 
 
 if TYPE_CHECKING:
@@ -46,8 +49,10 @@ def few_shot_indices(labels: Sequence[int], k: int, seed: int) -> list[int]:
         raise ValueError("there are no examples to draw from.")
     if min(by_class) < 0:
         raise ValueError(f"labels must be 0 or more, got {min(by_class)}.")
-    if missing := sorted(set(range(max(by_class) + 1)) - by_class.keys()):
-        raise ValueError(f"the classes {missing} have no example; number the classes from 0 without gaps.")
+    if num_missing := max(by_class) + 1 - len(by_class):
+        first = list(islice((label for label in range(max(by_class)) if label not in by_class), 5))
+        more = f" and {num_missing - len(first)} more" if num_missing > len(first) else ""
+        raise ValueError(f"the classes {first}{more} have no example; number the classes from 0 without gaps.")
     chosen: list[int] = []
     for label, indices in by_class.items():
         chosen += random.Random(f"{seed}/{label}").sample(indices, min(k, len(indices)))
@@ -111,13 +116,15 @@ def split_base_novel(dataset: Dataset, label_column: str = "label") -> tuple[Dat
         label_column: the column.
 
     Raises:
-        ValueError: no such column, another type, or fewer than 2 classes.
+        ValueError: no such column, another type, rows without a class, or fewer than 2 classes.
     """
     _check_column(dataset, label_column)
     feature = dataset.features[label_column]
     if not isinstance(feature, ClassLabel):
         raise ValueError(f"`{label_column}` must be a ClassLabel, got {feature}; use `class_encode_column`.")  # noqa: TRY004
     labels = list(dataset[label_column])
+    if bad := [row for row, label in enumerate(labels) if label is None or label < 0]:
+        raise ValueError(f"the column {label_column!r} has no class in the rows {_first(bad)}. Leave them out.")
     parts = []
     for half in base_novel_split(range(feature.num_classes)):
         rows = [index for index, label in enumerate(labels) if label in set(half)]
@@ -144,12 +151,12 @@ class FeatureDataset(TorchDataset):
 
     Args:
         image_embeds: (views, n, dim).
-        labels: (n,), int64.
+        labels: (n,), int64, 0 or more.
 
     Rows are `image_embeds` (dim,) and `labels`, drawn with torch's global generator, which `set_seed` sets.
 
     Raises:
-        ValueError: shapes that don't match.
+        ValueError: shapes that don't match, features that are not finite, or negative labels; images are named.
     """
 
     def __init__(self, image_embeds: Tensor, labels: Tensor):
@@ -158,6 +165,13 @@ class FeatureDataset(TorchDataset):
                 f"`image_embeds` must be (views, {len(labels)}, dim) for {len(labels)} labels, got "
                 f"{tuple(image_embeds.shape)}."
             )
+        if bad := (~image_embeds.isfinite()).any(2).any(0).nonzero().flatten().tolist():
+            raise ValueError(
+                f"`image_embeds` of {len(bad)} of the {len(labels)} images are not finite: rows {_first(bad)}. Leave them "
+                "out, or look for NaN in their pixels."
+            )
+        if bad := (labels < 0).nonzero().flatten().tolist():
+            raise ValueError(f"`labels` must be 0 or more; rows {_first(bad)} have no class. Leave them out.")
         self.image_embeds, self.labels = image_embeds, labels
 
     def __len__(self) -> int:
@@ -196,25 +210,27 @@ def cache_image_features(
         `FeatureDataset`, on the CPU in float32.
 
     Raises:
-        ValueError: `views` below 1, or no images.
+        ValueError: `views` below 1, no images, images that can't be used (see `hf_methods.data.read_rows`), or features
+            that are not finite.
     """
     if views < 1:
         raise ValueError(f"`views` must be at least 1, got {views}.")
     if not len(dataset):
         raise ValueError("there are no images.")
-    rows, labels = [], []
+    by_view, labels = [], []
     for view in range(views):
         features = []
         for start in range(0, len(dataset), batch_size):
-            batch = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
-            images = [transform(row[image_column]) if transform else row["pixel_values"] for row in batch]
+            rows = range(start, min(start + batch_size, len(dataset)))
+            batch = read_rows(dataset, rows, image_column if transform else "pixel_values")
+            images = [transform(image) for image in batch[image_column]] if transform else batch["pixel_values"]
             pixel_values = torch.stack([torch.as_tensor(image) for image in images])
             weight = next(model.parameters())
             features.append(model.encode_images(pixel_values.to(model.device, weight.dtype)).float().cpu())
             if view == 0:
-                labels += [int(row[label_column]) for row in batch]
-        rows.append(torch.cat(features))
-    return FeatureDataset(torch.stack(rows), torch.tensor(labels))
+                labels += [int(label) for label in batch[label_column]]
+        by_view.append(torch.cat(features))
+    return FeatureDataset(torch.stack(by_view), torch.tensor(labels))
 
 
 def clip_transform(image_processor: Any, *, train: bool) -> Callable[[Any], Tensor]:
@@ -288,12 +304,15 @@ def make_shapes_dataset(images_per_class: int, seed: int = 0, size: int = 32) ->
 def image_digest(dataset: Dataset, image_column: str = "image", label_column: str = "label") -> str:
     """SHA-256 (first 16 hex digits) over the pixels and labels of a data set, for results.json."""
     digest = hashlib.sha256()
-    for row in dataset:
-        digest.update(f"{row[image_column].size}{row[label_column]}".encode())
-        digest.update(row[image_column].convert("RGB").tobytes())
+    for image, label in zip(iterate_images(dataset, image_column), dataset[label_column], strict=True):
+        digest.update(f"{image.size}{label}".encode() + image.convert("RGB").tobytes())
     return digest.hexdigest()[:16]
 
 
 def _check_column(dataset: Dataset, label_column: str) -> None:
     if label_column not in dataset.column_names:
         raise ValueError(f"there is no column {label_column!r}, only {', '.join(dataset.column_names)}.")
+
+
+def _first(rows: Sequence[int]) -> str:
+    return ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")

@@ -59,9 +59,13 @@ def compute_basis(snapshots: Tensor, rank: int, center: bool = True) -> Basis:
         `Basis` on the device of `snapshots`, in float64 for float64 snapshots, else float32.
 
     Raises:
+        TypeError: `snapshots` is no floating-point tensor.
         ValueError: another shape, a rank out of range, NaN or infinite values, or snapshots that span fewer than `rank`
             directions (a learning rate of 0, for one), so that some directions would be arbitrary.
     """
+    if not isinstance(snapshots, Tensor) or not snapshots.is_floating_point():
+        got = snapshots.dtype if isinstance(snapshots, Tensor) else type(snapshots).__name__
+        raise TypeError(f"`snapshots` must be a floating-point tensor (T, d), got {got}.")
     if snapshots.ndim != 2:
         raise ValueError(f"`snapshots` must be (T, d), got {tuple(snapshots.shape)}; flatten each context.")
     num_snapshots, dim = snapshots.shape
@@ -232,13 +236,21 @@ class SubspaceProjector:
         return project(grad, self.components)
 
     def attach(self) -> "SubspaceProjector":
-        """Start projecting; a second call changes nothing."""
+        """Start projecting; a second call changes nothing.
+
+        Raises:
+            ValueError: the optimizer of "update" does not hold the parameter: its steps would stay as they are.
+        """
         if self._handles:
             return self
         if self.mode == "grad":
             self._handles = [self.param.register_hook(self.project_)]
         else:
             assert self._optimizer is not None  # checked in __init__
+            if not any(held is self.param for group in self._optimizer.param_groups for held in group["params"]):
+                raise ValueError(
+                    "`optimizer` does not hold `param`: give the optimizer that updates this very tensor."
+                )
             self._handles = [
                 self._optimizer.register_step_pre_hook(self._remember),
                 self._optimizer.register_step_post_hook(self._project_update),

@@ -19,10 +19,9 @@ from accelerate.utils import broadcast
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from hf_methods.resume import ExamplesPerStep
+from hf_methods.resume import ExamplesPerStep, last_whole_checkpoint
 from hf_methods.subpt.arguments_subpt import NO_SHARDS, SubPTTrainingArguments, coop_learning_rate
 from hf_methods.subpt.peft_model_subpt import PeftModelForPromptedImageClassification
 from hf_methods.subpt.prompts_subpt import check_class_names
@@ -34,6 +33,10 @@ logger = logging.get_logger(__name__)
 
 COLLECT_FOLDER, SNAPSHOT_FILE, SUBSPACE_FILE = "collect", "snapshots.safetensors", "fit.safetensors"
 ADAPTIVE = ("adam", "adagrad", "rmsprop", "adafactor", "lion", "lamb", "adalomo", "shampoo")
+NOT_FINITE = (
+    "the trained context is not finite: look for NaN in `pixel_values` or `image_embeds` of the training data, or lower "
+    "`learning_rate`."
+)
 NOT_LOGITS = ("ce_loss", "nfl_loss", "image_embeds", "text_embeds")
 
 
@@ -155,11 +158,12 @@ class SubPTTrainer(Trainer):
         """Collect, compute the basis, rewind and train with projection; with `subspace_rank=0` train once.
 
         Args:
-            resume: go on from the checkpoints in `output_dir`, in either phase. Needs a `save_strategy`. A run that was
-                resumed equals one that was not.
+            resume: go on from the last whole checkpoint in `output_dir`, in either phase. Needs a `save_strategy`. A run
+                that was resumed equals one that was not.
 
         Raises:
-            ValueError: snapshots that span too few directions, or a checkpoint whose steps had another number of examples.
+            ValueError: snapshots that span too few directions, a checkpoint whose steps had another number of examples, or
+                a context that is not finite at the end.
         """
         args, context = self.args, self.prompt_model.context
         start, collect_metrics = context.detach().clone(), {}
@@ -184,8 +188,10 @@ class SubPTTrainer(Trainer):
         self._set_context(start)
         self.prompt_model.basis = self.basis
         self._reset()
-        checkpoint = get_last_checkpoint(str(self.folder)) if resume and self.folder.is_dir() else None
+        checkpoint = last_whole_checkpoint(self.folder) if resume else None
         output = self.train(resume_from_checkpoint=checkpoint)
+        if not bool(context.isfinite().all()):  # Trainer's log leaves such losses out
+            raise ValueError(NOT_FINITE)
         snapshots = self._stacked().get("snapshots")
         return SubPTFitOutput(self.basis, snapshots, start, {**output.metrics, **collect_metrics})
 
@@ -205,7 +211,7 @@ class SubPTTrainer(Trainer):
         assert args.subspace_epochs is not None
         folder = self.folder / COLLECT_FOLDER
         self._collect_start, self.snapshots, self._collect_metrics = context.detach().cpu().clone(), {}, {}
-        checkpoint = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
+        checkpoint = last_whole_checkpoint(folder) if resume else None
         if checkpoint is not None and (folder / SNAPSHOT_FILE).is_file():
             stored = load_file(folder / SNAPSHOT_FILE)
             self._collect_start = stored["start"]
@@ -218,6 +224,8 @@ class SubPTTrainer(Trainer):
                 self._collect_metrics = self.train(resume_from_checkpoint=checkpoint).metrics
             finally:
                 self._collecting, self._stop_after = False, None
+        else:  # stopped behind the last snapshot
+            self._set_context(self.snapshots[epochs].view_as(context))
         basis = compute_basis(
             self._stacked()["snapshots"][-args.subspace_epochs :], args.subspace_rank, args.subspace_center
         )
@@ -375,9 +383,13 @@ def classification_accuracy(image_embeds: Tensor, labels: Tensor, class_features
         class_features: (classes, dim), normalised: of `encode_classes`, or of `encode_templates` for zero-shot CLIP.
 
     Raises:
-        ValueError: no images.
+        ValueError: no images, or labels that are no index of a class.
     """
     if not len(labels):
         raise ValueError("there are no images to classify.")
+    if int(labels.min()) < 0 or int(labels.max()) >= len(class_features):
+        raise ValueError(
+            f"`labels` must be from 0 to {len(class_features) - 1}, got {int(labels.min())} to {int(labels.max())}."
+        )
     predictions = (image_embeds.to(class_features) @ class_features.T).argmax(-1)
     return float((predictions == labels.to(predictions.device)).double().mean())

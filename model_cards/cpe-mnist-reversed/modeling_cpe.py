@@ -212,10 +212,9 @@ class CPEModel(CPEPreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
     def _check_pixels(self, pixel_values: Tensor) -> None:
-        if not pixel_values.is_floating_point():
-            raise TypeError(
-                f"`pixel_values` must be normalised floats, got {pixel_values.dtype}; use the image processor."
-            )
+        if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
+            got = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
+            raise TypeError(f"`pixel_values` must be normalised floats, got {got}; use the image processor.")
         if self.config.backbone_config is None and pixel_values.shape[1:2] != (self.config.num_channels,):
             raise ValueError(
                 f"`pixel_values` must be (N, {self.config.num_channels}, H, W), got {list(pixel_values.shape)}. Set "

@@ -7,7 +7,7 @@ Ragged detections are lists of `dict(boxes (n, 4) xyxy, scores (n,), labels (n,)
 hold the same in one tensor each, on which functions neither wait for the device nor change shapes with the data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -163,6 +163,33 @@ def stack_detections(detections: Sequence[PaddedDetections]) -> PaddedDetections
     return PaddedDetections(*(torch.stack(fields) for fields in zip(*grown)))
 
 
+def check_detections(detections: Sequence[dict[str, Tensor]]) -> None:
+    """See that detections are one dict(boxes (n, 4), scores (n,), labels (n,) of an integer type) of tensors an image.
+
+    Raises:
+        ValueError: fields that are missing, no tensors or of other shapes; the image is named.
+    """
+    for number, image in enumerate(detections):
+        if not isinstance(image, Mapping):
+            raise ValueError(  # noqa: TRY004
+                f"detections of image {number} must be a dict(boxes, scores, labels), got {type(image).__name__}."
+            )
+        if missing := {"boxes", "scores", "labels"} - image.keys():
+            raise ValueError(f"detections of image {number} have no {', '.join(sorted(missing))}.")
+        boxes, scores, labels = (image[name] for name in ("boxes", "scores", "labels"))
+        if not all(isinstance(field, Tensor) for field in (boxes, scores, labels)):
+            raise ValueError(f"boxes, scores and labels of image {number} must be tensors.")
+        if boxes.dim() != 2 or boxes.shape[1] != 4 or not len(boxes) == scores.numel() == labels.numel() or (
+            scores.dim() != 1 or labels.dim() != 1
+        ):  # fmt: skip
+            raise ValueError(
+                f"detections of image {number} must have boxes (n, 4), scores (n,) and labels (n,), got "
+                f"{tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(labels.shape)}."
+            )
+        if labels.is_floating_point():
+            raise ValueError(f"labels of image {number} must be integers, got {labels.dtype}.")
+
+
 def pad_detections(detections: list[dict[str, Tensor]]) -> tuple[PaddedDetections, int]:
     """Detections of a batch of images in one tensor each; boxes without area or with NaN are left out and counted.
 
@@ -173,19 +200,9 @@ def pad_detections(detections: list[dict[str, Tensor]]) -> tuple[PaddedDetection
         Fields (B, N, ...) with the largest N, boxes and scores at least float32, and the number of boxes that were left out.
 
     Raises:
-        ValueError: fields that are missing or of other shapes.
+        ValueError: see `check_detections`.
     """
-    for number, image in enumerate(detections):
-        if missing := {"boxes", "scores", "labels"} - image.keys():
-            raise ValueError(f"detections of image {number} have no {', '.join(sorted(missing))}.")
-        boxes, scores, labels = image["boxes"], image["scores"], image["labels"]
-        if boxes.dim() != 2 or boxes.shape[1] != 4 or not (len(boxes) == len(scores) == len(labels)):
-            raise ValueError(
-                f"detections of image {number} must have boxes (n, 4), scores (n,) and labels (n,), got "
-                f"{tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(labels.shape)}."
-            )
-        if labels.is_floating_point():
-            raise ValueError(f"labels of image {number} must be integers, got {labels.dtype}.")
+    check_detections(detections)
     counts = [len(image["scores"]) for image in detections]
     if not detections:
         empty = torch.zeros(0, 0)

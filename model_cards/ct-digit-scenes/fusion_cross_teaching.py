@@ -3,9 +3,15 @@
 
 """Weighted boxes fusion: the detections of several models as one set."""
 
-from torch import Tensor
+import math
 
-from .detections_cross_teaching import is_sound_box
+from torch import Tensor
+from transformers.utils import logging
+
+from .detections_cross_teaching import check_detections, is_sound_box
+
+
+logger = logging.get_logger(__name__)
 
 
 def weighted_boxes_fusion(
@@ -27,25 +33,43 @@ def weighted_boxes_fusion(
         weights: of the models; default 1 each.
 
     Returns:
-        One dict an image, sorted by score, with the dtypes and device of the first model's.
+        One dict an image, sorted by score, with the dtypes and device of the first model's. Boxes without area or with NaN
+        are left out with a warning.
 
     Raises:
-        ValueError: no model, another number of images or weights, or a weight that is not positive.
+        ValueError: no model, another number of images or weights, a number out of range, or detections without the three
+            fields.
     """
     if not detections:
         raise ValueError("`detections` must have those of at least one model.")
     if lengths := [len(model) for model in detections if len(model) != len(detections[0])]:
         raise ValueError(f"all models must have the same images, got {len(detections[0])} and {lengths[0]}.")
     weights = [1.0] * len(detections) if weights is None else weights
-    if len(weights) != len(detections) or min(weights) <= 0:
+    if len(weights) != len(detections) or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(f"`weights` must be {len(detections)} positive numbers, got {weights}.")
-    return [_fuse_image(models, iou_threshold, skip_score, weights) for models in zip(*detections)]
+    if not 0 <= iou_threshold <= 1 or not math.isfinite(skip_score):
+        raise ValueError(
+            f"`iou_threshold` must be between 0 and 1 and `skip_score` finite, got {iou_threshold} and {skip_score}."
+        )
+    for model in detections:
+        check_detections(model)
+    fused = [_fuse_image(models, iou_threshold, skip_score, weights) for models in zip(*detections)]
+    if dropped := sum(count for _, count in fused):
+        logger.warning(
+            f"`weighted_boxes_fusion` left out {dropped} boxes without area or with numbers that are not finite."
+        )
+    return [image for image, _ in fused]
 
 
-def _fuse_image(models, iou_threshold: float, skip_score: float, weights: list[float]) -> dict[str, Tensor]:
-    rows = []  # (weighted score, label, box)
+def _fuse_image(
+    models, iou_threshold: float, skip_score: float, weights: list[float]
+) -> tuple[dict[str, Tensor], int]:
+    """The fused detections of an image, and how many boxes were no boxes."""
+    rows, dropped = [], 0  # (weighted score, label, box)
     for image, weight in zip(models, weights):
-        sound = is_sound_box(image["boxes"], image["scores"]) & (image["scores"] >= skip_score)
+        sound = is_sound_box(image["boxes"], image["scores"])
+        dropped += len(sound) - int(sound.sum())
+        sound = sound & (image["scores"] >= skip_score)
         scores, labels = (image["scores"][sound].double() * weight).tolist(), image["labels"][sound].tolist()
         rows += list(zip(scores, labels, image["boxes"][sound].double().tolist()))
     rows.sort(key=lambda row: -row[0])
@@ -69,11 +93,12 @@ def _fuse_image(models, iou_threshold: float, skip_score: float, weights: list[f
     ]
     fused.sort(key=lambda row: -row[0])
     first = models[0]
-    return {
+    detections = {
         "boxes": first["boxes"].new_tensor([box for *_, box in fused]).reshape(-1, 4),
         "scores": first["scores"].new_tensor([score for score, *_ in fused]),
         "labels": first["labels"].new_tensor([label for _, label, _ in fused]),
     }
+    return detections, dropped
 
 
 def _iou(a: list[float], b: list[float]) -> float:

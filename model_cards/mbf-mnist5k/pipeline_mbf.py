@@ -70,6 +70,8 @@ class AdversarialDetectionPipeline(Pipeline):
         try:
             # `load_image` makes RGB of what it opens
             image = image if isinstance(image, Image.Image) else load_image(image, timeout)
+            if not image.width or not image.height:
+                raise ValueError("the image has no pixels.")
             image = image.convert("L" if self._num_channels() == 1 else "RGB")
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             name = image if isinstance(image, str) and len(image) < 200 else type(image).__name__

@@ -295,6 +295,21 @@ def test_bad_data_sets_raise(labeled, unlabeled, message):
         TwoStreamDataset(labeled, unlabeled, size=8, num_channels=3, num_labels=4)
 
 
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("kind", ["labelled", "unlabelled"])
+def test_images_that_cannot_be_used_are_named_with_their_set(kind, cache):
+    bad = Dataset.from_dict(
+        {"image": [{"bytes": b"broken", "path": "a.png"}, None], "label": [0, 1]},
+        features=pictures(1, labels=[0]).features,
+    )
+    sets = {"labelled": pictures(2, labels=[0, 1]), "unlabelled": pictures(2), kind: bad}
+    with pytest.raises(
+        ValueError, match=rf"2 of 2 images in the column 'image' of the {kind} data set .* row 0 \(a\.png"
+    ):
+        dataset = TwoStreamDataset(*sets.values(), size=8, num_channels=3, num_labels=2, cache=cache)
+        dataset.__getitems__([0, 1, 2, 3])
+
+
 def test_evaluation_rows_become_pixel_values_and_labels():
     rows, processor = list(pictures(3, labels=[2, 0, 1])), CPEImageProcessor(size={"height": 8, "width": 8})
     batch = DataCollatorForImageClassification(processor)(rows)

@@ -323,7 +323,7 @@ def test_counts_are_filled_in_or_must_agree(tmp_path):
         (dict(unsup_reduction="mean"), "selected, batch, got 'mean'"),
         (dict(normalizer_scope="world"), "'rank' or 'global', got 'world'"),
         (dict(ema_buffers="none"), "'copy' or 'average', got 'none'"),
-        (dict(mu=-1), "`mu` must be at least 0, got -1"),
+        (dict(mu=-1), "`mu` must be finite and at least 0, got -1"),
         (dict(ema_decay=1.0), "`ema_decay`.*below 1, got 1.0"),
         (dict(max_cutout=1.5), "`max_cutout`"),
     ],

@@ -8,18 +8,8 @@ from trainer_cross_teaching import DETECTOR, make_model, make_trainer
 
 from hf_methods import CrossTeachingConfig, CrossTeachingModel, CrossTeachingTrainer, CrossTeachingTrainingArguments
 from hf_methods.cross_teaching import checks_cross_teaching
-from hf_methods.cross_teaching.checks_cross_teaching import last_whole_checkpoint
 from hf_methods.cross_teaching.data_cross_teaching import drop_labels
 from hf_methods.cross_teaching.scenes_cross_teaching import make_digit_scenes
-
-
-def test_a_checkpoint_without_its_last_file_is_passed_over(tmp_path):
-    assert last_whole_checkpoint(tmp_path) is None and last_whole_checkpoint(tmp_path / "nowhere") is None
-    for step, text in ((5, "{}"), (10, "{}"), (15, '{"half'), (20, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if text is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
-    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 @pytest.mark.parametrize(

@@ -210,13 +210,16 @@ def test_unreadable_images_of_the_evaluation_are_counted(scenes, tmp_path):
     assert metrics["eval_images"] == 4 and metrics["eval_unreadable_images"] == 1
 
 
-def test_unreadable_images_of_the_training_are_counted_in_the_log(scenes, tmp_path):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_unreadable_images_of_the_training_are_counted_in_the_log(num_workers, scenes, tmp_path):
     rows = scenes[1].to_list()
     rows[2]["image"] = {"bytes": b"broken", "path": "broken.png"}
     broken = type(scenes[1]).from_list(rows, features=scenes[1].features)
-    trainer = make_trainer(tmp_path, (scenes[0], broken, scenes[2]))
+    trainer = make_trainer(tmp_path, (scenes[0], broken, scenes[2]), dataloader_num_workers=num_workers)
     trainer.train()
-    assert max(logs.get("unreadable_images", 0) for logs in trainer.state.log_history) > 0
+    data = trainer.train_dataset
+    expected = sum(data[i]["num_unreadable"] for i in range(len(data)))
+    assert expected > 0 and max(logs.get("unreadable_images", 0) for logs in trainer.state.log_history) == expected
 
 
 def test_bfloat16_trains_with_losses_in_float32(scenes, tmp_path):

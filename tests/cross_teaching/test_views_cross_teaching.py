@@ -154,8 +154,8 @@ def make_dataset(scenes, **options):
 
 
 def flat(batch):
-    if isinstance(batch, torch.Tensor):
-        return [batch]
+    if isinstance(batch, (torch.Tensor, int)):
+        return [torch.as_tensor(batch)]
     values = batch.values() if isinstance(batch, dict) else batch
     return [tensor for value in values for tensor in flat(value)]
 

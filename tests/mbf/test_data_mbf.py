@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from datasets import Image as ImageFeature
 from models_mbf import ATTACKS
 from PIL import Image
 from transformers import ViTImageProcessor
@@ -182,6 +183,15 @@ def test_a_classifier_that_is_always_wrong_is_refused(digits, digit_classifier):
         build_attacked_dataset(digit_classifier, wrong.select(np.flatnonzero(~right.numpy())), {})
     with pytest.raises(ValueError, match="unknown attack 'x'"):
         build_attacked_dataset(digit_classifier, wrong, {"x": {}})
+
+
+def test_images_that_cannot_be_used_are_named(digits, digit_classifier):
+    rows = digits["validation"].select(range(3)).cast_column("image", ImageFeature(decode=False)).to_list()
+    rows[1]["image"] = {"bytes": rows[1]["image"]["bytes"][:60], "path": "cut.png"}
+    bad = Dataset.from_list(rows, features=digits["validation"].features)
+    for use in (image_digest, lambda dataset: build_attacked_dataset(digit_classifier, dataset, {})):
+        with pytest.raises(ValueError, match=r"1 of 3 images .* row 1 \(cut\.png: .*Mend them, or leave them out"):
+            use(bad)
 
 
 def test_rows_are_drawn_from_all_classes():

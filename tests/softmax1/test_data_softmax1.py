@@ -37,6 +37,14 @@ def test_lengths_that_do_not_fit_raise(seq_len, message):
         token_blocks(TEXTS, train_tokenizer(TEXTS, 270), seq_len)
 
 
+def test_what_is_no_text_is_named_by_its_row_and_not_left_out():
+    tokenizer = train_tokenizer(TEXTS, 270)
+    with pytest.raises(ValueError, match=r"2 of 4 texts are none, the first in row 1 \(None\)"):
+        token_blocks(["a", None, 3.0, "b"], tokenizer, 8)
+    with pytest.raises(ValueError, match="`texts` must be a list of texts, got one text"):
+        token_blocks("the cat sat on the mat", tokenizer, 8)
+
+
 def test_a_vocabulary_smaller_than_the_bytes_raises():
     with pytest.raises(ValueError, match="257"):
         train_tokenizer(TEXTS, 200)

@@ -4,6 +4,7 @@
 """The analyser against the definitions, written out token by token in float64."""
 
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -118,15 +119,16 @@ def test_left_padding_changes_nothing():
             assert report[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
 
 
-def test_the_model_is_left_as_it_was_even_after_an_error():
+def test_the_model_is_left_as_it_was_even_after_an_error(monkeypatch):
     model = softmax1_model().train()
     model.transformer.h[1].eval()
     model.set_attn_implementation("eager")
     model(IDS, output_attentions=True)  # transformers leaves hooks of its own behind
     model.set_attn_implementation("softmax1")
     hooks = [len(layer._forward_hooks) for layer in model.transformer.h]
-    with pytest.raises(IndexError):
-        inspect_model(model, IDS + 100)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(model.lm_head, "forward", Mock(side_effect=MemoryError))
+        inspect_model(model, IDS)
     inspect_model(model, IDS)
     assert model.training and not model.transformer.h[1].training and model.transformer.h[2].training
     assert model.config._attn_implementation == "softmax1"

@@ -68,6 +68,8 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(optimizer, corpus, t
     (tmp_path / "stopped").mkdir()
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "stopped" / "checkpoint-3")
     halfway = load_file(tmp_path / "stopped" / "checkpoint-3" / "model.safetensors")
+    (tmp_path / "stopped" / "checkpoint-6").mkdir()  # where it was stopped
+    (tmp_path / "stopped" / "checkpoint-6" / "model.safetensors").write_bytes(b"half")
     torch.manual_seed(1)  # as nothing of the first run were left
     resumed = run(tmp_path / "stopped", corpus, *options)
     assert differing(whole, resumed) == [] and differing(whole, halfway)

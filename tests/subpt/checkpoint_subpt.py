@@ -7,7 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
-from test_adapter_subpt import image_processor, make_model
+from tiny_subpt import image_processor, make_model
 
 from hf_methods.subpt import export_merged
 

@@ -12,6 +12,7 @@ from tiny_subpt import (
     NAMES,
     OTHERS,
     WIDTH,
+    image_processor,
     images,
     make_clip,
     make_model,
@@ -150,12 +151,6 @@ def test_the_subspace_is_stored_beside_the_adapter_and_checked(tmp_path):
 
 
 # --- trap 10: the stock pipeline ------------------------------------------------------------------------------------
-
-
-def image_processor():
-    from transformers import CLIPImageProcessor
-
-    return CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
 
 
 def test_the_stock_pipeline_runs_an_adapter_that_is_not_merged(repositories):

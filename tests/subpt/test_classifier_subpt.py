@@ -13,8 +13,18 @@ import torch
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from PIL import Image
-from test_adapter_subpt import image_processor, make_model
-from tiny_subpt import DIM, NAMES, OTHERS, embeddings, images, make_clip, make_open_clip, make_siglip
+from tiny_subpt import (
+    DIM,
+    NAMES,
+    OTHERS,
+    embeddings,
+    image_processor,
+    images,
+    make_clip,
+    make_model,
+    make_open_clip,
+    make_siglip,
+)
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_methods.subpt import (

@@ -8,13 +8,21 @@ from collections import Counter
 from statistics import harmonic_mean as oracle
 
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from tiny_subpt import image_processor, make_model
 
 from hf_methods.subpt.data_subpt import (
+    FeatureDataset,
     base_novel_split,
+    cache_image_features,
+    clip_transform,
     few_shot_indices,
     few_shot_subset,
     harmonic_mean,
+    image_digest,
     split_base_novel,
 )
 
@@ -113,3 +121,29 @@ def test_the_harmonic_mean():
     assert harmonic_mean(0, 0) == harmonic_mean(0, 50) == 0
     with pytest.raises(ValueError, match="negative"):
         harmonic_mean(-1, 2)
+
+
+def test_rows_without_a_class_are_not_dropped_in_silence():
+    with pytest.raises(ValueError, match=r"'label' has no class in the rows 1, 4\. Leave them out"):
+        split_base_novel(dataset([0, -1, 1, 2, None]))
+    with pytest.raises(ValueError, match=r"rows 0, 1, 2, 3, 4 and 3 more have no class"):
+        FeatureDataset(torch.ones(1, 8, 4), torch.full((8,), -1))
+
+
+def test_features_that_are_not_finite_are_named_by_their_images():
+    features = torch.ones(2, 5, 3)
+    features[1, 2, 0], features[0, 4, 1] = torch.nan, torch.inf
+    with pytest.raises(ValueError, match=r"2 of the 5 images are not finite: rows 2, 4\."):
+        FeatureDataset(features, torch.zeros(5, dtype=torch.long))
+
+
+def test_images_that_cannot_be_used_are_named():
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a"])})
+    images = [Image.new("RGB", (8, 8)), {"bytes": b"broken", "path": "a.png"}, None, Image.new("I;16", (8, 8))]
+    bad = Dataset.from_dict({"image": images, "label": [0] * 4}, features=features)
+    transform = clip_transform(image_processor(), train=True)
+    for use in (image_digest, lambda rows: cache_image_features(make_model(), rows, transform=transform)):
+        with pytest.raises(
+            ValueError, match=r"3 of 4 .* row 1 \(a\.png: not an image.* row 2 \(there is none\), row 3 \(mode I;16"
+        ):
+            use(bad)

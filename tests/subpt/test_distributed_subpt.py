@@ -8,8 +8,7 @@ import shutil
 
 import pytest
 import torch
-from test_adapter_subpt import make_model
-from tiny_subpt import NAMES, OTHERS, embeddings
+from tiny_subpt import NAMES, OTHERS, embeddings, make_model
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from two_processes import WORLD, run_in_two

@@ -13,13 +13,14 @@ import torch
 from peft import PeftModel, get_peft_model
 from PIL import Image
 from safetensors import safe_open
-from test_adapter_subpt import image_processor, make_model
 from tiny_subpt import (
     DIM,
     NAMES,
     OTHERS,
+    image_processor,
     images,
     make_clip,
+    make_model,
     make_open_clip,
     make_owlvit,
     make_siglip,

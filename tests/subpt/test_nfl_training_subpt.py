@@ -5,8 +5,7 @@
 
 import pytest
 import torch
-from test_adapter_subpt import make_model
-from tiny_subpt import DIM, NAMES, OTHERS, embeddings
+from tiny_subpt import DIM, NAMES, OTHERS, embeddings, make_model
 from trainer_subpt import make_trainer, rows
 
 from hf_methods.subpt import nfl_loss

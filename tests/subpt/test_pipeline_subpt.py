@@ -14,8 +14,7 @@ import pytest
 import torch
 from checkpoint_subpt import make_checkpoint
 from PIL import Image
-from test_adapter_subpt import image_processor, make_model
-from tiny_subpt import make_siglip, make_tokenizer
+from tiny_subpt import image_processor, make_model, make_siglip, make_tokenizer
 from transformers import pipeline
 
 from hf_methods.hub import upload

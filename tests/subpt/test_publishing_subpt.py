@@ -14,7 +14,7 @@ from checkpoint_subpt import ARM, RESULTS, make_checkpoint
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_adapter_subpt import make_model
+from tiny_subpt import make_model
 from transformers import AutoModelForZeroShotImageClassification, AutoTokenizer
 
 from hf_methods.cli import main

@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from test_adapter_subpt import coop_text_features, make_model
+from test_adapter_subpt import coop_text_features
 from tiny_subpt import (
     LENGTH,
     NAMES,
@@ -16,6 +16,7 @@ from tiny_subpt import (
     images,
     make_clip,
     make_metaclip2,
+    make_model,
     make_siglip,
     make_siglip2,
     make_tokenizer,

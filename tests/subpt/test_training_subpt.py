@@ -6,18 +6,18 @@
 import math
 import random
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from test_adapter_subpt import make_model
-from tiny_subpt import NAMES, OTHERS, WIDTH, images, make_clip, make_tokenizer
+from tiny_subpt import DIM, NAMES, OTHERS, WIDTH, images, make_clip, make_model, make_tokenizer
 from torch.nn.functional import cross_entropy
 from trainer_subpt import Recorder, make_arguments, make_trainer, rows
 from transformers import Trainer, TrainerCallback, set_seed
 
-from hf_methods.subpt import SubPTConfig, SubspaceCollector
+from hf_methods.subpt import SubPTConfig, SubspaceCollector, training_subpt
 from hf_methods.subpt.arguments_subpt import coop_learning_rate
 from hf_methods.subpt.subspace_subpt import compute_basis, project
 from hf_methods.subpt.training_subpt import SubPTTrainer, classification_accuracy
@@ -239,12 +239,39 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, step
     broken = make_trainer(tmp_path / "broken", callbacks=[Interrupt(step)], **options)
     with pytest.raises(KeyboardInterrupt):
         broken.fit()
+    for checkpoint in ("collect/checkpoint-100", "checkpoint-100"):  # stopped while it was written
+        (tmp_path / "broken" / checkpoint).mkdir(parents=True)
     random.seed(9), np.random.seed(9), torch.manual_seed(9)  # another process has another state
     again = make_trainer(tmp_path / "broken", **options)
     output = again.fit(resume=True)
     torch.testing.assert_close(output.snapshots, expected.snapshots, rtol=0, atol=0)
     torch.testing.assert_close(output.start, expected.start, rtol=0, atol=0)
     torch.testing.assert_close(again.prompt_model.context, whole.prompt_model.context, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rewind", ["none", "init"])
+def test_a_run_that_was_stopped_behind_the_last_snapshot_goes_on_from_there(tmp_path, rewind, monkeypatch):
+    options = dict(save_strategy="epoch", rewind=rewind)
+    expected = make_trainer(tmp_path / "whole", **options).fit()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training_subpt, "compute_basis", Mock(side_effect=KeyboardInterrupt))
+        make_trainer(tmp_path / "broken", **options).fit()
+    output = make_trainer(tmp_path / "broken", **options).fit(resume=True)
+    torch.testing.assert_close(output.start, expected.start, rtol=0, atol=0)
+    assert torch.equal(output.start.flatten(), output.snapshots[-1]) == (rewind == "none")
+
+
+def test_a_context_that_nan_has_reached_is_refused(tmp_path):
+    data = rows()
+    data[3]["image_embeds"] = data[3]["image_embeds"] * float("nan")
+    with pytest.raises(ValueError, match="context is not finite: look for NaN in `pixel_values` or `image_embeds`"):
+        make_trainer(tmp_path, dataset=data, subspace_rank=0).fit()
+
+
+def test_labels_that_are_no_class_are_no_wrong_answers():
+    for labels in ([0, 5], [-1, 0]):
+        with pytest.raises(ValueError, match=r"`labels` must be from 0 to 4, got"):
+            classification_accuracy(torch.ones(2, DIM), torch.tensor(labels), torch.ones(5, DIM))
 
 
 # --- around training -------------------------------------------------------------------------------------------------

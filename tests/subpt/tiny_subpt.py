@@ -10,6 +10,7 @@ import torch
 from peft import get_peft_model
 from transformers import (
     CLIPConfig,
+    CLIPImageProcessor,
     CLIPModel,
     CLIPSegConfig,
     CLIPSegForImageSegmentation,
@@ -51,6 +52,11 @@ def make_tokenizer():
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *map("".join, merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=merges)
+
+
+def image_processor():
+    """Images of 16 pixels, as the tiny towers take them."""
+    return CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
 
 
 TEXT = dict(hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)

@@ -3,8 +3,7 @@
 
 """Trainers of tiny models on random features."""
 
-from test_adapter_subpt import make_model
-from tiny_subpt import NAMES, embeddings
+from tiny_subpt import NAMES, embeddings, make_model
 from transformers import TrainerCallback
 
 from hf_methods.subpt.arguments_subpt import SubPTTrainingArguments

@@ -5,14 +5,13 @@
 
 accelerate launch training/cpe/train.py --config training/cpe/mnist_reversed.yaml --output_dir runs/cpe
 
-A run that was stopped goes on from its last checkpoint in `output_dir`.
+A run that was stopped goes on from its last whole checkpoint in `output_dir`.
 """
 
 import time
 from pathlib import Path
 
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import write_results
@@ -28,6 +27,7 @@ from hf_methods.cpe.recipe_cpe import (
 )
 from hf_methods.data import image_digest
 from hf_methods.metrics import make_compute_metrics
+from hf_methods.resume import last_whole_checkpoint
 
 
 RUN_SETTINGS = (
@@ -41,6 +41,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: CPETrainin
     start = time.time()
     set_seed(args.seed)
     splits, info = load_splits(data_args, args.label_column, args.seed)
+    test_digest = image_digest(
+        splits["test"], args.image_column, args.label_column
+    )  # reads every image before the work
     names = [str(name) for name in getattr(splits["test"].features[args.label_column], "names", [])]
     names = names or [str(k) for k in range(len(info["class_counts"]))]
     model = build_model(model_args, names, info["class_counts"])
@@ -53,9 +56,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: CPETrainin
         processing_class=build_processor(model_args),
         compute_metrics=make_compute_metrics(len(names), info["class_counts"], model.config.cuts),
     )
-    # Another process may not have made the folder yet.
-    last_checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    trainer.train(resume_from_checkpoint=last_checkpoint)
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(args.output_dir))
     trainer.save_model()
     figures, confusions = compute_figures(trainer)
     if trainer.is_world_process_zero():
@@ -67,7 +68,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: CPETrainin
             seeds=[args.seed],
             data={
                 **{f"{name} (rows)": digest for name, digest in info["sha256"].items()},
-                "test": image_digest(splits["test"], args.image_column, args.label_column),
+                "test": test_digest,
             },
             wall_seconds=time.time() - start,
             settings={"split": "test", "train": settings},

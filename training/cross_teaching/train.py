@@ -16,7 +16,6 @@ from transformers import set_seed
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import write_results
 from hf_methods.cross_teaching.arguments_cross_teaching import CrossTeachingTrainingArguments
-from hf_methods.cross_teaching.checks_cross_teaching import last_whole_checkpoint
 from hf_methods.cross_teaching.data_cross_teaching import detection_digest, label_names
 from hf_methods.cross_teaching.recipe_cross_teaching import (
     ARMS,
@@ -28,6 +27,7 @@ from hf_methods.cross_teaching.recipe_cross_teaching import (
     load_data,
 )
 from hf_methods.cross_teaching.training_cross_teaching import CrossTeachingTrainer
+from hf_methods.resume import last_whole_checkpoint
 
 
 RUN_SETTINGS = (

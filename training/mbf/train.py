@@ -54,6 +54,7 @@ def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: 
     start = time.time()
     set_seed(args.seed)
     splits = load_splits(data_args, args.seed)
+    digests = {split: image_digest(dataset) for split, dataset in splits.items()}  # reads every image before the work
     model, processor = load_classifier(classifier_args, splits, args)
     if args.process_index:
         return
@@ -112,7 +113,7 @@ def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: 
     write_results(
         Path(args.output_dir, "results.json"),
         seeds=[args.seed],
-        data={split: image_digest(dataset) for split, dataset in splits.items()},
+        data=digests,
         wall_seconds=time.time() - start,
         settings={"split": "detector_test", "train": settings},
         **(summarize_runs([run]) if records else {}),

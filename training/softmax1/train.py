@@ -5,7 +5,7 @@
 
 accelerate launch training/softmax1/train.py --config training/softmax1/python_small.yaml --output_dir runs/softmax1
 
-A run that was stopped goes on from its last checkpoint in `output_dir`.
+A run that was stopped goes on from its last whole checkpoint in `output_dir`.
 """
 
 import time
@@ -14,12 +14,11 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, Trainer, default_data_collator, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_methods.args import parse_args_and_config
 from hf_methods.checkpoints import write_results
 from hf_methods.ortho_adam import RESIDUAL_ROTATIONS, ortho_adam_cls_and_kwargs, ortho_adam_parameter_groups
-from hf_methods.resume import ExamplesPerStep
+from hf_methods.resume import ExamplesPerStep, last_whole_checkpoint
 from hf_methods.softmax1.arguments_softmax1 import Softmax1TrainingArguments
 from hf_methods.softmax1.recipe_softmax1 import (
     DataArguments,
@@ -61,9 +60,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: Softmax1Tr
         optimizer_cls_and_kwargs=build_optimizer(model, args),
         callbacks=[ExamplesPerStep()],
     )
-    # Another process may not have made the folder yet.
-    last_checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    trainer.train(resume_from_checkpoint=last_checkpoint)
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(args.output_dir))
     trainer.save_model()
     if trainer.is_world_process_zero():
         figures = measure(args.output_dir, eval_dataset, train_dataset)
