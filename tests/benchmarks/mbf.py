@@ -131,17 +131,15 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     networks = make_networks()
-    write_results(
-        out,
-        seeds=[0],
-        data={},
-        wall_seconds=time.time() - start,
-        features_batch_32_one_thread={name: benchmark_features(*network) for name, network in networks.items()}
-        | {"efficientnet-lite0": benchmark_features(*make_efficientnet(), image_shape=(3, 224, 224), repeats=5)},
-        features_100_images_one_thread={name: benchmark_baselines(*network) for name, network in networks.items()},
-        decision_10000_rows_one_thread=benchmark_decision(),
-        peak_memory_mb={f"{side} x {side}": benchmark_memory(side) for side in (128, 256)},
-    )
+    features = {name: benchmark_features(*network) for name, network in networks.items()}
+    features["efficientnet-lite0"] = benchmark_features(*make_efficientnet(), image_shape=(3, 224, 224), repeats=5)
+    results = {
+        "features_batch_32_one_thread": features,
+        "features_100_images_one_thread": {name: benchmark_baselines(*each) for name, each in networks.items()},
+        "decision_10000_rows_one_thread": benchmark_decision(),
+        "peak_memory_mb": {f"{side} x {side}": benchmark_memory(side) for side in (128, 256)},
+    }
+    write_results(out, seeds=[0], data={}, wall_seconds=time.time() - start, **results)
     print(out.read_text())
 
 
