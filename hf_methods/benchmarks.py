@@ -21,6 +21,7 @@ import yaml
 
 BENCHMARKS = Path("tests/benchmarks")  # in a checkout, at whose root the commands run
 NOISE = 0.05  # of a ratio, between two runs of the same code: where memory lies, what else the machine does
+RUNS = 3  # in so many processes a ratio must be worse: in one of them memory may lie badly for all rounds
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,12 @@ def compare(before: dict[str, Any], after: dict[str, Any], comparisons: list[Com
         for name, figure in old.items()
     ]
     return changes + [Change(name, "new", None, figure.value) for name, figure in new.items() if name not in old]
+
+
+def confirm(changes: list[Change], again: list[Change]) -> list[Change]:
+    """`changes`, in which those that failed and did not in another run are as in that run."""
+    others = {change.name: change for change in again}
+    return [others.get(change.name, change) if change.failed else change for change in changes]
 
 
 def _kind(before: Figure, after: Figure | None) -> Literal["worse", "better", "same", "missing"]:

@@ -204,7 +204,7 @@ def test_the_comparisons_fit_the_committed_file(name):
 
 def test_every_script_is_a_benchmark_or_a_helper():
     scripts = {path.stem for path in (ROOT / BENCHMARKS).glob("*.py")}
-    assert scripts - {"memory", "output", "timing"} == set(NAMES)
+    assert scripts - {"memory", "output", "timing", "trainers"} == set(NAMES)
 
 
 # --- scripts
@@ -253,7 +253,8 @@ from pathlib import Path
 assert sys.argv[1] == "--out" and len(sys.argv) == 3
 folder = Path(sys.argv[2])
 folder.mkdir(parents=True, exist_ok=True)
-text = Path("ratio").read_text()  # of this run
+text, _, later = Path("ratio").read_text().partition(" ")  # of this run, and of later ones
+Path("ratio").write_text(later or text)
 print("chatter")
 if text == "broken":
     sys.exit("it broke")
@@ -306,6 +307,7 @@ def test_bench_runs_each_script_in_a_process_of_its_own_and_replaces_the_files(c
         ("2", 0, "ratios that are worse or missing: 0"),
         ("1.5", 0, "ratios that are worse or missing: 0"),
         ("3", 1, "ratios that are worse or missing: 1"),
+        ("3 3 2", 0, "ratios that are worse or missing: 0"),  # worse in two runs of three
         ("nan", 1, "ratios that are worse or missing: 1"),
     ],
 )
@@ -365,7 +367,7 @@ def renderer():
 def test_the_document_is_what_the_files_say(renderer):
     text = (ROOT / "docs" / "benchmarks.md").read_text()
     assert renderer.render(text) == text, "run `python training/render_readme.py`"
-    assert len(renderer.MARKED.findall(text)) == text.count("<!-- table:") == len(NAMES)
+    assert len(renderer.MARKED.findall(text)) == text.count("<!-- table:") >= len(NAMES)
     assert all(f"results/{name}.json" in text for name in NAMES)
     assert renderer.render(text.replace("÷", "/", 1)) == text
 

@@ -170,18 +170,18 @@ def check_detections(detections: Sequence[dict[str, Tensor]]) -> None:
         ValueError: fields that are missing, no tensors or of other shapes; the image is named.
     """
     for number, image in enumerate(detections):
-        if not isinstance(image, Mapping):
+        if not isinstance(image, (dict, Mapping)):  # a dict is told faster
             raise ValueError(  # noqa: TRY004
                 f"detections of image {number} must be a dict(boxes, scores, labels), got {type(image).__name__}."
             )
-        if missing := {"boxes", "scores", "labels"} - image.keys():
-            raise ValueError(f"detections of image {number} have no {', '.join(sorted(missing))}.")
-        boxes, scores, labels = (image[name] for name in ("boxes", "scores", "labels"))
-        if not all(isinstance(field, Tensor) for field in (boxes, scores, labels)):
-            raise ValueError(f"boxes, scores and labels of image {number} must be tensors.")
-        if boxes.dim() != 2 or boxes.shape[1] != 4 or not len(boxes) == scores.numel() == labels.numel() or (
-            scores.dim() != 1 or labels.dim() != 1
-        ):  # fmt: skip
+        if not ("boxes" in image and "scores" in image and "labels" in image):
+            missing = sorted({"boxes", "scores", "labels"} - image.keys())
+            raise ValueError(f"detections of image {number} have no {', '.join(missing)}.")
+        boxes, scores, labels = image["boxes"], image["scores"], image["labels"]
+        if not (isinstance(boxes, Tensor) and isinstance(scores, Tensor) and isinstance(labels, Tensor)):
+            raise ValueError(f"boxes, scores and labels of image {number} must be tensors.")  # noqa: TRY004
+        shape = boxes.shape
+        if len(shape) != 2 or shape[1] != 4 or not scores.shape == labels.shape == shape[:1]:
             raise ValueError(
                 f"detections of image {number} must have boxes (n, 4), scores (n,) and labels (n,), got "
                 f"{tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(labels.shape)}."
