@@ -11,6 +11,7 @@ A run that was stopped goes on from its last whole checkpoint in `output_dir`.
 import time
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import set_seed
 
 from hf_methods.args import parse_args_and_config
@@ -82,3 +83,4 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: CPETrainin
 
 if __name__ == "__main__":
     train(*parse_args_and_config((ModelArguments, DataArguments, CPETrainingArguments)))
+    PartialState().destroy_process_group()  # before Python ends: its threads could end the process with an error

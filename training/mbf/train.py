@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from transformers import set_seed
 
 from hf_methods.args import parse_args_and_config
@@ -123,3 +124,4 @@ def train(classifier_args: ClassifierArguments, data_args: DataArguments, args: 
 
 if __name__ == "__main__":
     train(*parse_args_and_config((ClassifierArguments, DataArguments, MBFTrainingArguments)))
+    PartialState().destroy_process_group()  # before Python ends: its threads could end the process with an error

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import AutoModelForCausalLM, Trainer, default_data_collator, set_seed
 
 from hf_methods.args import parse_args_and_config
@@ -88,3 +89,4 @@ def measure(folder: str, eval_dataset, train_dataset) -> dict[str, float]:
 
 if __name__ == "__main__":
     train(*parse_args_and_config((ModelArguments, DataArguments, Softmax1TrainingArguments)))
+    PartialState().destroy_process_group()  # before Python ends: its threads could end the process with an error

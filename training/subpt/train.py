@@ -13,6 +13,7 @@ import shutil
 import time
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import set_seed
 
 from hf_methods.args import parse_args_and_config
@@ -108,3 +109,4 @@ def train(
 
 if __name__ == "__main__":
     train(*parse_args_and_config((ModelArguments, DataArguments, SubPTTrainingArguments)))
+    PartialState().destroy_process_group()  # before Python ends: its threads could end the process with an error
