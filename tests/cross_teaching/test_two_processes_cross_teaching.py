@@ -52,7 +52,9 @@ SCRIPT = """
 import runpy, sys
 folder, tests = sys.argv[1:3]
 sys.argv = ["training/cross_teaching/train.py", *sys.argv[3:]]
-runpy.run_path(sys.argv[0], run_name="__main__")
+recipe = runpy.run_path(sys.argv[0], run_name="recipe")  # as a script it would end the process group
+kinds = [recipe[kind + "Arguments"] for kind in ("Model", "Data", "CrossTeachingTraining")]
+recipe["train"](*recipe["parse_args_and_config"](kinds))
 sys.path.insert(0, tests)
 from test_two_processes_cross_teaching import train_one_step
 train_one_step(folder)  # in the process group that is there
