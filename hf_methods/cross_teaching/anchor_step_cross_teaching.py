@@ -3,6 +3,7 @@
 
 """The losses of one student on default boxes: the rule of SSD300."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,21 +63,18 @@ class AnchorStepMixin:
             own = peers[0]
         peer_logits, peer_offsets = (torch.stack(parts) for parts in zip(*(peers or [own])))
         student: Any = self.students[number]
-        boxes = student.decode(own[1], anchors, size)
         pseudo = rectify_anchors(
-            *own, peer_logits, peer_offsets, boxes,
+            *own, peer_logits, peer_offsets, anchors, partial(student.decode, image_size=size),
             score_threshold=self.config.score_threshold or 0.0,
             top_k=self.config.max_pseudo_boxes or 20,
             nms_threshold=self.config.nms_threshold,
             box_target="winner" if self.config.unsup_box_loss == "winner" else "peer",
         )  # fmt: skip
-        chosen = boxes.gather(1, pseudo.anchor[..., None].expand(-1, -1, 4))
-        scores = own[0].float().softmax(-1).amax(-1).gather(1, pseudo.anchor)
         changed = (pseudo.label != pseudo.own_label) & pseudo.valid
-        log_pseudo_labels(logs, number, pseudo.valid, scores, changed)
+        log_pseudo_labels(logs, number, pseudo.valid, pseudo.own_score, changed)
         if "truth" in batch:
             truth = padded_truth(batch["truth"])
             for when, labels in (("_own", pseudo.own_label), ("", pseudo.label)):
-                logs[f"right{when}_{number}"] = count_right(chosen, labels - 1, pseudo.valid, truth)
+                logs[f"right{when}_{number}"] = count_right(pseudo.boxes, labels - 1, pseudo.valid, truth)
                 logs[f"used{when}_{number}"] = pseudo.valid.sum()
         return pseudo

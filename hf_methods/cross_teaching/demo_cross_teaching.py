@@ -6,6 +6,7 @@
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -120,14 +121,14 @@ def _row_of_anchors(model, scenes, views: ViewSettings, truth) -> list[str]:
     totals = torch.zeros(5, dtype=torch.long)
     for number, (logits, offsets, anchors) in enumerate(heads):
         peers = [other for index, other in enumerate(heads) if index != number]
-        boxes = model.detectors[number].decode(offsets, anchors, size)
         pseudo = rectify_anchors(
-            logits, offsets, torch.stack([p[0] for p in peers]), torch.stack([p[1] for p in peers]), boxes,
-            score_threshold=THRESHOLD,
+            logits, offsets, torch.stack([p[0] for p in peers]), torch.stack([p[1] for p in peers]), anchors,
+            partial(model.detectors[number].decode, image_size=size), score_threshold=THRESHOLD,
         )  # fmt: skip
-        chosen = boxes.gather(1, pseudo.anchor[..., None].expand(-1, -1, 4))
         used = pseudo.valid.sum()
-        right = [count_right(chosen, labels - 1, pseudo.valid, truth) for labels in (pseudo.own_label, pseudo.label)]
+        right = [
+            count_right(pseudo.boxes, labels - 1, pseudo.valid, truth) for labels in (pseudo.own_label, pseudo.label)
+        ]
         changed = ((pseudo.label != pseudo.own_label) & pseudo.valid).sum()
         totals += torch.stack([right[0], used, right[1], used, changed])
     return _cells("ssd_anchor", *totals)

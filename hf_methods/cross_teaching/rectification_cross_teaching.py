@@ -11,6 +11,7 @@ with more, the most confident of all that match wins.
 The batched functions take `PaddedDetections` and neither wait for the device nor change shapes with the data.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -264,6 +265,8 @@ class RectifiedAnchors(NamedTuple):
     valid: Tensor  # (B, K) bool
     own_label: Tensor  # (B, K) int64, before rectification
     replaced: Tensor  # (B, K) bool, a peer's label was taken
+    boxes: Tensor  # (B, K, 4) xyxy, the own offsets decoded
+    own_score: Tensor  # (B, K), of the own label
 
 
 def rectify_anchors(
@@ -271,7 +274,8 @@ def rectify_anchors(
     own_offsets: Tensor,
     peer_logits: Tensor,
     peer_offsets: Tensor,
-    own_boxes: Tensor,
+    anchors: Tensor,
+    decode: Callable[[Tensor, Tensor], Tensor],
     *,
     score_threshold: float = 0.5,
     top_k: int = 20,
@@ -290,7 +294,8 @@ def rectify_anchors(
         own_offsets: (B, A, 4), encoded.
         peer_logits: (K, B, A, C + 1), at least one peer.
         peer_offsets: (K, B, A, 4).
-        own_boxes: (B, A, 4) xyxy, the own offsets decoded and clipped.
+        anchors: (A, 4), the default boxes.
+        decode: offsets (B, K, 4) and the default boxes that they belong to (B, K, 4) -> boxes (B, K, 4) xyxy, clipped.
         score_threshold: foreground probability above which an anchor is used.
         top_k: anchors that enter non-maximum suppression.
         nms_threshold: boxes whose IoU is above it are suppressed.
@@ -301,17 +306,20 @@ def rectify_anchors(
     """
     if box_target not in ("peer", "winner"):
         raise ValueError(f"`box_target` must be 'peer' or 'winner', got {box_target!r}.")
-    probabilities = own_logits.float().softmax(-1)
-    foreground = probabilities[..., 1:].amax(-1)  # (B, A)
+    # A softmax (B, C + 1, A) over few classes is quicker where anchors lie side by side, and in place.
+    exponentials = own_logits.float().transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    exponentials -= exponentials.amax(1, keepdim=True)
+    exponentials.exp_()
+    foreground = exponentials[:, 1:].amax(1) / exponentials.sum(1)  # (B, A)
     best, anchor = foreground.topk(min(top_k, foreground.shape[-1]), dim=-1)  # (B, K), sorted
-    boxes = own_boxes.gather(1, anchor[..., None].expand(-1, -1, 4))
-    valid = greedy_nms(boxes, best, best > score_threshold, nms_threshold)
 
     def at_anchors(values: Tensor) -> Tensor:
         index = anchor[..., None].expand(*values.shape[:-3], *anchor.shape, values.shape[-1])
         return values.gather(-2, index)
 
-    own_score, own_label = at_anchors(probabilities).max(-1)  # (B, K)
+    boxes = decode(at_anchors(own_offsets), anchors[anchor])
+    valid = greedy_nms(boxes, best, best > score_threshold, nms_threshold)
+    own_score, own_label = at_anchors(own_logits).float().softmax(-1).max(-1)  # (B, K)
     peer_scores, peer_labels = at_anchors(peer_logits).float().softmax(-1).max(-1)  # (peers, B, K)
     peer = peer_scores.argmax(0, keepdim=True)  # the first of equals
     replaced = ~(own_score > peer_scores.gather(0, peer)[0])
@@ -321,5 +329,6 @@ def rectify_anchors(
         offsets = torch.where(replaced[..., None], offsets, at_anchors(own_offsets))
     return RectifiedAnchors(
         anchor.masked_fill(~valid, 0), label.masked_fill(~valid, 0), offsets.masked_fill(~valid[..., None], 0),
-        valid, own_label.masked_fill(~valid, 0), replaced & valid,
+        valid, own_label.masked_fill(~valid, 0), replaced & valid, boxes.masked_fill(~valid[..., None], 0),
+        own_score.masked_fill(~valid, 0),
     )  # fmt: skip

@@ -140,11 +140,10 @@ class TorchvisionDetectorForObjectDetection(PreTrainedModel):
         return heads["cls_logits"].float(), heads["bbox_regression"].float(), self._anchors[key]
 
     def decode(self, offsets: Tensor, anchors: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Offsets (batch, anchors, 4) as boxes xyxy in pixels, clipped to the image."""
-        batch = offsets.shape[0]
-        repeated = anchors.repeat(batch, 1)
-        boxes = self.detector.box_coder.decode_single(offsets.reshape(-1, 4), repeated)
-        return clip_boxes_to_image(boxes, image_size).view(batch, -1, 4)
+        """Offsets (batch, n, 4) from anchors (n, 4), or (batch, n, 4), as boxes xyxy in pixels, clipped to the image."""
+        anchors = anchors.expand(offsets.shape).reshape(-1, 4)
+        boxes = self.detector.box_coder.decode_single(offsets.reshape(-1, 4), anchors)
+        return clip_boxes_to_image(boxes, image_size).view(offsets.shape)
 
     def ssd_losses(
         self,

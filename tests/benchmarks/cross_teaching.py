@@ -167,8 +167,8 @@ def benchmark_pseudo_labels(num_images: int = 4, num_confident: int = 40) -> dic
         return detector.postprocess_detections(heads, [anchors] * num_images, [(300, 300)] * num_images)
 
     def anchors_only() -> object:
-        boxes = student.decode(offsets, anchors, (300, 300))
-        return rectify_anchors(logits, offsets, logits[None], offsets[None], boxes, top_k=num_confident)
+        decode = partial(student.decode, image_size=(300, 300))
+        return rectify_anchors(logits, offsets, logits[None], offsets[None], anchors, decode, top_k=num_confident)
 
     found, pseudo = torchvision(), anchors_only()
     boxes = student.decode(offsets, anchors, (300, 300))
@@ -230,13 +230,15 @@ def benchmark_bookkeeping() -> dict:
     with torch.no_grad():
         student = model.students[0]
         own = student.ssd_heads(student.extract_features(images), (64, 64))
-        boxes = student.decode(own[1], own[2], (64, 64))
         peer = model.teachers[1].eval().ssd_heads(model.teachers[1].extract_features(images), (64, 64))
 
     @torch.no_grad()
     def bookkeeping() -> None:
         for _ in range(2):
-            rectify_anchors(own[0], own[1], peer[0][None], peer[1][None], boxes, score_threshold=0.3)
+            rectify_anchors(
+                own[0], own[1], peer[0][None], peer[1][None], own[2], partial(student.decode, image_size=(64, 64)),
+                score_threshold=0.3,
+            )  # fmt: skip
         model.update_teachers()
 
     return time_together({"step": step, "rectification and teachers": bookkeeping}, repeats=11)

@@ -366,6 +366,12 @@ def anchor_oracle(own, own_loc, peers, peer_locs, boxes, threshold, top_k, nms_t
     return result
 
 
+def decoded(boxes):
+    """`anchors` and `decode` where the boxes of all anchors (B, A, 4) are there: anchors are their numbers."""
+    numbers = torch.arange(boxes.shape[1])[:, None].expand(-1, 4)
+    return numbers, lambda offsets, number: boxes.gather(1, number)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 3), st.sampled_from(["peer", "winner"]), st.integers(1, 8))
 def test_anchor_rectification_is_the_plain_reading_of_it(seed, num_peers, box_target, top_k):
@@ -378,13 +384,15 @@ def test_anchor_rectification_is_the_plain_reading_of_it(seed, num_peers, box_ta
     corner = torch.randint(0, 6, (2, 12, 2), generator=generator).float()
     boxes = torch.cat([corner, corner + torch.randint(1, 6, corner.shape, generator=generator)], -1)
     own, peers = own.float(), peers.float()
-    result = rectify_anchors(own, own_loc, peers, peer_locs, boxes, top_k=top_k, box_target=box_target)
+    result = rectify_anchors(own, own_loc, peers, peer_locs, *decoded(boxes), top_k=top_k, box_target=box_target)
     for b in range(2):
         expected = anchor_oracle(
             own[b].tolist(), own_loc[b].tolist(), peers[:, b].tolist(), peer_locs[:, b].tolist(), boxes[b].tolist(),
             0.5, top_k, 0.5, box_target,
         )  # fmt: skip
         keep = result.valid[b]
+        assert torch.equal(result.boxes[b][keep], boxes[b][result.anchor[b][keep]])
+        torch.testing.assert_close(result.own_score[b], own[b].softmax(-1).amax(-1)[result.anchor[b]] * keep)
         rows = zip(result.anchor[b][keep].tolist(), result.label[b][keep].tolist(), result.offsets[b][keep].tolist())
         assert {anchor: (label, offsets) for anchor, label, offsets in rows} == expected
         assert torch.equal(result.replaced[b] & (result.label[b] == 0), result.label[b].eq(0) & keep)
@@ -394,18 +402,18 @@ def test_a_peer_with_the_same_prediction_wins_the_tie_and_changes_no_label():
     generator = torch.Generator().manual_seed(0)
     own, loc = 4 * torch.randn(2, 30, 3, generator=generator), torch.randn(2, 30, 4, generator=generator)
     boxes = torch.rand(2, 30, 4, generator=generator).cumsum(-1)
-    result = rectify_anchors(own, loc, own[None], loc[None], boxes)
+    result = rectify_anchors(own, loc, own[None], loc[None], *decoded(boxes))
     assert torch.equal(result.label, result.own_label) and torch.equal(result.replaced, result.valid)
 
 
 def test_a_confident_background_of_the_peer_makes_the_anchor_background():
     own, peer = torch.tensor([[[0.0, 2.0, 0.0]]]), torch.tensor([[[[9.0, 0.0, 0.0]]]])
     loc = torch.zeros(1, 1, 4)
-    result = rectify_anchors(own, loc, peer, loc[None] + 1, torch.tensor([[[0.0, 0, 4, 4]]]))
+    result = rectify_anchors(own, loc, peer, loc[None] + 1, *decoded(torch.tensor([[[0.0, 0, 4, 4]]])))
     assert (result.label.item(), result.own_label.item(), result.valid.item()) == (0, 1, True)
     assert torch.equal(result.offsets, loc + 1)
     with pytest.raises(ValueError, match="`box_target` must be 'peer' or 'winner', got 'own'"):
-        rectify_anchors(own, loc, peer, loc[None], loc, box_target="own")
+        rectify_anchors(own, loc, peer, loc[None], *decoded(loc), box_target="own")
 
 
 def test_fusion_of_hand_made_boxes():
