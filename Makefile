@@ -6,12 +6,12 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/hf-methods demo
 
-# A thread a worker: two workers with two threads each wait for one another, and take twice as long.
+# A thread a worker, here and for the slow ones: two workers with two threads each wait for one another, and take twice as long.
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 # Leave the machine alone meanwhile: they are timings.
 bench: .venv/installed

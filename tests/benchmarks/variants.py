@@ -21,7 +21,7 @@ from output import output_path
 from timing import time_together
 from torch._dynamo.utils import counters
 from trainers import TRAINERS, make_trainer
-from training_steps import LABELS
+from training_steps import LABELS, synchronize
 
 from hf_methods.checkpoints import write_results
 
@@ -43,6 +43,7 @@ def make_step(method: str, folder: Path, variant: str) -> Callable[[], None]:
         trainer.training_step(trainer.model_wrapped, dict(batch))
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
+        synchronize()
 
     return step
 
@@ -79,13 +80,19 @@ def benchmark_inference(method: str, folder: Path) -> dict:
     """Times of the variants of a forward pass."""
     torch._dynamo.reset()
     model, inputs = make_model(method, folder)
-    functions = {"plain": partial(model, inputs), "compiled": partial(torch.compile(model), inputs)}
-    autocast = torch.autocast("cpu", torch.bfloat16)
-    functions["bfloat16"] = autocast(partial(model, inputs))
+    device = next(model.parameters()).device  # a trainer has put the model on the GPU, where there is one
+    inputs = inputs.to(device)
+
+    def answer(model, inputs) -> None:
+        model(inputs)
+        synchronize()
+
+    functions = {"plain": partial(answer, model, inputs), "compiled": partial(answer, torch.compile(model), inputs)}
+    functions["bfloat16"] = torch.autocast(device.type, torch.bfloat16)(functions["plain"])
     if method != "softmax1":
         other = make_model(method, folder)[0]
         other.to(memory_format=torch.channels_last)
-        functions[CHANNELS_LAST] = partial(other, inputs.contiguous(memory_format=torch.channels_last))
+        functions[CHANNELS_LAST] = partial(answer, other, inputs.contiguous(memory_format=torch.channels_last))
     return time_together(functions, repeats=7, warm_up=2)
 
 

@@ -42,9 +42,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: CPETrainin
     start = time.time()
     set_seed(args.seed)
     splits, info = load_splits(data_args, args.label_column, args.seed)
-    test_digest = image_digest(
-        splits["test"], args.image_column, args.label_column
-    )  # reads every image before the work
+    # Reads every test image before the work.
+    test_digest = image_digest(splits["test"], args.image_column, args.label_column)
     names = [str(name) for name in getattr(splits["test"].features[args.label_column], "names", [])]
     names = names or [str(k) for k in range(len(info["class_counts"]))]
     model = build_model(model_args, names, info["class_counts"])
